@@ -1,0 +1,114 @@
+"""Gpu and Machine: what is known of the hardware, as frozen records. Missing is None, never zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Vendor = Literal["nvidia", "amd", "ascend", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A process that holds memory on a GPU."""
+
+    pid: int
+    name: str | None
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuKind:
+    """What the catalogue (rules/gpus.toml) says of a card; None where no source says so.
+
+    ``dense_tflops`` maps a dtype ("bf16", "fp16", "tf32", "fp32", "fp8") to dense tensor throughput in TFLOP/s;
+    ``memory_bytes`` is what the driver reports as total where ``memory_reported``, else nominal.
+    """
+
+    id: str
+    name: str
+    vendor: Vendor
+    architecture: str | None
+    memory_bytes: int
+    memory_reported: bool
+    compute_capability: tuple[int, int] | None
+    dense_tflops: dict[str, float] = field(default_factory=dict)
+    bandwidth_bytes_per_s: float | None = None
+    nvlink_bytes_per_s: float | None = None
+    pcie_bytes_per_s: float | None = None
+    source: str = ""
+    checked: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One device. ``capacity_bytes`` is what a job may use: free memory when probed, else the
+    driver's total where known, else the nominal size less ``reserve_bytes``."""
+
+    index: int
+    name: str
+    kind: GpuKind | None
+    capacity_bytes: int
+    total_bytes: int | None
+    free_bytes: int | None = None
+    nominal_bytes: int | None = None
+    reserve_bytes: int = 0
+    compute_capability: tuple[int, int] | None = None
+    uuid: str | None = None
+    mig: bool = False
+    holders: tuple[Holder, ...] = ()
+
+    @property
+    def has_bf16(self) -> bool | None:
+        """bfloat16 in hardware: compute capability 8.0 or newer; None if the card is unknown."""
+        if self.kind is not None and self.kind.vendor in ("amd", "ascend"):
+            return "bf16" in self.kind.dense_tflops
+        if self.compute_capability is None:
+            return None
+        return self.compute_capability >= (8, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """How the GPUs of one node reach each other. None is unknown."""
+
+    nvlink: bool | None = None
+    p2p: bool | None = None
+    bytes_per_s: float | None = None
+    internode_bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The hardware of a job: the GPUs of every node (nodes alike), host memory, disk.
+
+    ``source`` is "flags", "file" or "probe". ``ram_bytes`` is per node and already the smaller of
+    physical memory and the cgroup limit.
+    """
+
+    gpus: tuple[Gpu, ...]
+    nodes: int = 1
+    source: Literal["flags", "file", "probe"] = "flags"
+    links: Links = Links()
+    ram_bytes: int | None = None
+    ram_free_bytes: int | None = None
+    cpu_cores: int | None = None
+    disk_free_bytes: int | None = None
+    driver: str | None = None
+    assumptions: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Devices on one node."""
+        return len(self.gpus)
+
+    @property
+    def world_size(self) -> int:
+        """Data-parallel ranks when every GPU takes part."""
+        return self.nodes * len(self.gpus)
+
+    @property
+    def smallest(self) -> Gpu:
+        """The card that decides what fits."""
+        return min(self.gpus, key=lambda gpu: gpu.capacity_bytes)
