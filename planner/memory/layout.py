@@ -1,0 +1,58 @@
+"""How weights, gradients and states lie on one GPU: the bridge from sharding to the timeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A group of parameters that is gathered, reduced and freed together: the embedding, one block, the head.
+
+    ``frozen_bytes`` is what the frozen weights occupy as stored (quantized, 16-bit, fp32);
+    ``trained`` counts trained elements, held in ``trained_bytes_each`` bytes an element.
+    ``frozen`` counts frozen elements (logical weights, also where they are packed to 4 bit).
+    """
+
+    name: str
+    count: int
+    frozen: int
+    frozen_bytes: int
+    trained: int
+    trained_bytes_each: int
+    largest_trained: int = 0  # elements of the largest trained tensor
+    tensors: int = 0  # number of parameter tensors, for allocator rounding and persistence thresholds
+    small_elements: int = 0  # elements in tensors of one dimension (norms, biases)
+    expert_elements: int = 0  # of those, elements in experts
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of one unsharded unit as held between steps."""
+        return self.frozen_bytes + self.trained * self.trained_bytes_each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Bytes on one GPU, unit by unit where the timeline needs it.
+
+    ``weights`` is resident for the whole step. ``gradients`` maps a unit's name to the gradient bytes that one
+    such unit leaves behind once its backward is done. ``optimizer`` are the states (with master weights) after the
+    first step. Everything else is alive for a while only: ``gathered_*`` unsharded copies of weights beside the
+    shards, ``reducing`` gradient and reduce buffers of the unit in flight, ``resident_buffers`` communication
+    buffers that live for the whole run, ``step_temporaries`` what the optimizer step allocates at its worst
+    moment, ``end_of_backward`` what comes on top when the last gradient has arrived, ``load`` the peak of loading
+    (weights alone).
+    """
+
+    weights: int
+    gradients: dict[str, int]
+    optimizer: int
+    load: int
+    gathered_forward: int = 0
+    gathered_loss: int = 0
+    gathered_backward: int = 0
+    reducing: int = 0
+    resident_buffers: int = 0
+    end_of_backward: int = 0
+    step_temporaries: int = 0
+    notes: tuple[str, ...] = ()
