@@ -1,0 +1,90 @@
+# `make plan` runs the main job; `make test` runs what CI runs. Both set up what they need and can be repeated.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help plan test lint test-transformers test-main accuracy screenshot docs bench envs clean
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+HF := .envs/hf
+LF := .envs/lf
+PIP_FLAGS := --quiet --disable-pip-version-check
+ARGS ?= --gpus 3x20GB --model 7B
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
+
+# ---- environments: a stamp file says that the environment matches pyproject.toml
+
+$(VENV)/.core: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -e '.[dev]'
+	touch $@
+
+# transformers' own counts and memory paths, at the newest releases
+$(HF)/.done: pyproject.toml
+	test -x $(HF)/bin/python || $(PYTHON) -m venv $(HF)
+	echo 'torch==2.13.0' > $(HF)/constraints.txt
+	$(HF)/bin/python -m pip install $(PIP_FLAGS) -c $(HF)/constraints.txt \
+	  torch==2.13.0 transformers==5.23 accelerate==1.15 peft==0.21.2 tokenizers sentencepiece -e '.[dev]'
+	touch $@
+
+# LLaMA-Factory's own parser and trainer. Its torchvision and torchaudio wheels are linked against CUDA and break the
+# import on a machine without it: the first is not needed for text, of the second only the compiled part is removed.
+$(LF)/.done: Makefile
+	test -x $(LF)/bin/python || $(PYTHON) -m venv $(LF)
+	echo 'torch==2.13.0' > $(LF)/constraints.txt
+	$(LF)/bin/python -m pip install $(PIP_FLAGS) -c $(LF)/constraints.txt torch==2.13.0 llamafactory==0.9.5
+	$(LF)/bin/python -m pip uninstall --quiet --yes torchvision
+	rm -f $(LF)/lib/python3.*/site-packages/torchaudio/lib/_torchaudio*.so
+	DS_BUILD_OPS=0 $(LF)/bin/python -m pip install $(PIP_FLAGS) -c $(LF)/constraints.txt \
+	  deepspeed==0.19.8 bitsandbytes liger-kernel
+	touch $@
+
+envs: $(VENV)/.dev $(HF)/.done $(LF)/.done ## set up every environment that the tests use
+
+# ---- the product
+
+plan: $(VENV)/.core ## run the main job: make plan ARGS="--gpus 1xRTX4090 --model 8B"
+	$(VENV)/bin/plan $(ARGS)
+
+# ---- checks
+
+lint: $(VENV)/.dev ## ruff and strict mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test-transformers: $(HF)/.done
+	$(OFFLINE) $(HF)/bin/python -m pytest -q -m transformers
+
+test-main: $(VENV)/.dev $(LF)/.done
+	$(OFFLINE) VRAMPLAN_LF_PYTHON=$(CURDIR)/$(LF)/bin/python $(VENV)/bin/python -m pytest -m 'not transformers'
+
+test: envs ## everything that CI runs; the main suite comes last
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory test-transformers
+	$(MAKE) --no-print-directory test-main
+
+accuracy: $(VENV)/.dev ## predictions against published measurements, by stack and source
+	$(VENV)/bin/python tools/accuracy.py
+
+bench: $(VENV)/.dev ## time of the main job and rate of `plan estimate --from`
+	$(VENV)/bin/python tools/bench.py
+
+screenshot: $(VENV)/.dev ## docs/screen.svg from the real screen
+	$(VENV)/bin/python tools/screenshot.py
+
+docs: $(VENV)/.dev ## docs/cli.md from the commands' own help
+	$(VENV)/bin/python tools/gen_docs.py
+
+clean: ## remove environments and caches, never plans
+	rm -rf $(VENV) .envs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
