@@ -1,0 +1,71 @@
+"""Traces training steps of real models on fake tensors: ``python tools/trace/main.py --from setups.jsonl --out traced.jsonl``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import guard
+
+guard.install()
+
+import report  # noqa: E402 - torch may only be imported behind the guard
+from setups import Setup, read_setup  # noqa: E402
+from step import trace  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--from", dest="source", type=Path, required=True, help="one setup per line")
+    parser.add_argument("--out", type=Path, help="traced rows are appended here")
+    parser.add_argument("--timeline", type=Path, help="a folder: one text per setup, operation by operation")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for line in options.source.read_text().splitlines():
+        if line.strip():
+            _one(json.loads(line), options.out, options.timeline)
+    return 0
+
+
+def _one(row: dict[str, Any], out: Path | None, folder: Path | None) -> None:
+    started = time.monotonic()
+    setup = read_setup(row)
+    try:
+        result = traced(setup, folder)
+    except Exception as problem:
+        print(f"{setup.name}: {type(problem).__name__}: {problem}", file=sys.stderr)
+        if out is None:
+            raise
+        return
+    text = json.dumps({"setup": row, **result, "versions": versions()})
+    if out is None:
+        print(text)
+    else:
+        with out.open("a") as file:
+            file.write(text + "\n")
+    print(f"{setup.name}: {result['peak_allocated_bytes']:,} {result['peak_phase']}", end=" ", file=sys.stderr)
+    print(f"{time.monotonic() - started:.1f} s", file=sys.stderr)
+
+
+def traced(setup: Setup, folder: Path | None) -> dict[str, Any]:
+    """The traced result of a setup at its own depth."""
+    ledger, model = trace(setup)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{setup.name}.txt").write_text("\n".join(report.timeline(ledger)) + "\n")
+    return {**report.summary(ledger, model), "block_kept_bytes": report.block_deltas(ledger)}
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "transformers", "peft", "accelerate")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Turns a ledger into one JSON row, and into a timeline that a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ledger import Birth, Event, Ledger
+
+VIEWS = frozenset(
+    "view t transpose expand unsqueeze squeeze slice detach alias _unsafe_view permute select split unbind".split()
+)
+LAST = 1  # the second step: optimizer states exist from its start
+
+
+def summary(ledger: Ledger, model: torch.nn.Module) -> dict[str, Any]:
+    """Peak and per-phase peaks of both steps, raw and rounded, and what was alive at the peak."""
+    raw, up = ledger.peaks(), ledger.peaks(round_up=True)
+    phase = max(raw, key=lambda name: raw[name].nbytes)
+    second = {name: peak for name, peak in up.items() if name.split()[-1].split(".")[0] == str(LAST)}
+    resident = sum(p.nbytes for p in ledger.births.values() if p.phase == "load")
+    return {
+        "peak_allocated_bytes": max(peak.nbytes for peak in up.values()),
+        "peak_requested_bytes": raw[phase].nbytes,
+        "peak_phase": phase,
+        "phase_peak_bytes": {name: peak.nbytes for name, peak in up.items()},
+        "steady_peak_bytes": max(peak.nbytes for peak in second.values()),
+        "steady_phase": max(second, key=lambda name: second[name].nbytes),
+        "resident_bytes": resident,
+        "end_of_forward_bytes": ledger.live_at_mark("phase backward 1.0"),
+        "start_of_forward_bytes": ledger.live_at_mark("phase forward 1.0"),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "alive_at_peak": [_line(b) for b in ledger.live_at(raw[phase].at)[:16] if b.phase != "load"],
+    }
+
+
+def _line(birth: Birth) -> dict[str, Any]:
+    where = birth.where.split(".", 2)[-1] if birth.where.startswith("model.") else birth.where
+    return {
+        "bytes": birth.nbytes,
+        "shape": list(birth.shape),
+        "dtype": birth.dtype,
+        "op": birth.op,
+        "where": where,
+        "phase": birth.phase,
+    }
+
+
+def block_deltas(ledger: Ledger, step: int = LAST) -> list[int]:
+    """Bytes each block but the last leaves alive after its own forward: from its start to the next one's."""
+    phase = f"forward {step}.0"
+    starts = [
+        live
+        for _, event, live in ledger.curve()
+        if event.kind == "mark" and event.phase == phase and event.text.startswith("block") and "starts" in event.text
+    ]
+    return [later - earlier for earlier, later in zip(starts[1:], starts[2:], strict=False)]
+
+
+def timeline(ledger: Ledger, *, step: int = LAST, phases: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every operation of one step with live bytes before and after, and each birth and death by number."""
+    for _, event, live in ledger.curve():
+        number = event.phase.split()[-1].split(".")[0]
+        if number != str(step) or (phases and event.phase.split()[0] not in phases):
+            continue
+        if event.kind != "op" or event.text.split("(")[0].split(".")[0] not in VIEWS:
+            yield _timeline_line(ledger, event, live)
+
+
+def _timeline_line(ledger: Ledger, event: Event, live: int) -> str:
+    if event.kind == "op":
+        return f"{live:>16,}  {event.text}  @{event.where}"
+    if event.kind == "mark":
+        return f"{live:>16,}  == {event.text}"
+    if event.kind == "spike":
+        return f"{live:>16,}      ^ {event.nbytes:,} {event.text}"
+    birth = ledger.births[event.number]
+    sign = "+" if event.kind == "birth" else "-"
+    return f"{live:>16,}      {sign} #{birth.number} {birth.nbytes:,} {birth.dtype}{list(birth.shape)} {birth.op} @{birth.where}"
