@@ -1,0 +1,1 @@
+"""Models: a name, a folder or a config dict becomes a ModelSpec."""

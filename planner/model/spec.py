@@ -24,6 +24,7 @@ class Attention:
     out_bias: bool = False
     fused_qkv: bool = False  # one Linear makes q, k and v (Phi-3, GPT-2, NeoX, Falcon, BLOOM)
     qk_norm: Literal["none", "head", "full"] = "none"  # per head (Qwen3, Gemma 3) or over all heads (OLMo 2)
+    qk_norm_kind: NormKind = "rms"  # Phi: layernorm, StableLM: layernorm_no_bias, Llama 4: layernorm_no_params
     rope: Literal["full", "partial", "none", "alibi", "learned"] = "full"
     rotary_dim: int = 0  # elements of each head that are rotated
     sliding_window: int | None = None
@@ -34,7 +35,8 @@ class Attention:
     kv_lora_rank: int = 0
     qk_nope_dim: int = 0
     qk_rope_dim: int = 0
-    v_head_dim: int = 0
+    v_head_dim: int = 0  # MLA, and the value head of "linear", whose `heads` are value heads and `kv_heads` key heads
+    conv_kernel: int = 0  # "linear": taps of the short depthwise convolution before the recurrence
 
     @property
     def q_width(self) -> int:
@@ -80,9 +82,12 @@ class Block:
     mlp: Mlp | None = None
     moe: Moe | None = None
     norm: NormKind = "rms"
-    norms: int = 2  # LayerNorm/RMSNorm modules of hidden width: 1 (one shared by a parallel block), 2, 4 (Gemma 2 and 3, GLM-4)
+    norms: int = (
+        2  # LayerNorm/RMSNorm modules of hidden width: 1 (one shared by a parallel block), 2, 4 (Gemma 2 and 3, GLM-4)
+    )
     post_norm: bool = False  # norms after attention and MLP only (OLMo 2)
     parallel: bool = False  # attention and MLP read the same residual (NeoX, Falcon, Phi-1.5)
+    extra_parameters: int = 0  # single learned numbers that belong to no module above (Apertus' xIELU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +150,10 @@ class ModelSpec:
     local_path: str | None = None
     verified: str | None = None
     notes: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        # Equal specs agree in these; hashing every block of every run each time would dominate cached look-ups.
+        return hash((self.id, self.model_type, self.hidden, self.vocab, self.parameters))
 
     @property
     def layers(self) -> int:

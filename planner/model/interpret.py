@@ -1,0 +1,113 @@
+"""A Hugging Face config dict -> ModelSpec, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from planner.errors import InputError, UnsupportedError, nearest
+from planner.model.classic import CLASSIC
+from planner.model.count import count
+from planner.model.experts import EXPERTS
+from planner.model.families import DENSE, Traits, build
+from planner.model.keys import Keys
+from planner.model.spec import ModelSpec, Quantized
+
+FAMILIES: dict[str, Traits] = {**DENSE, **CLASSIC, **EXPERTS}
+# Wrappers and renamed copies whose text side is one of the above.
+SAME_AS: dict[str, str] = {
+    "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
+    "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "gemma3": "gemma3_text", "llama4": "llama4_text",
+}  # fmt: skip
+# Former names of the same code.
+RENAMED: dict[str, str] = {
+    "RefinedWeb": "falcon", "RefinedWebModel": "falcon", "stablelm_epoch": "stablelm", "Yi": "llama",
+}  # fmt: skip
+_DTYPES: dict[str, Literal["bf16", "fp16", "fp32"]] = {
+    "bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16", "float": "fp32",
+}  # fmt: skip
+
+
+def interpret(config: Mapping[str, Any], *, id: str = "", place: str = "config.json") -> ModelSpec:
+    """The ModelSpec of a parsed config.json; widths in elements, ``parameters`` exact.
+
+    ``place`` opens error sentences. Raises InputError naming a missing or impossible key, UnsupportedError for a
+    ``model_type`` that is not known, with the nearest known ones.
+    """
+    if not isinstance(config, Mapping):
+        raise InputError(f"{place}: the file holds no JSON object")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise InputError(f"{place}: key 'model_type' is missing; it names the architecture, such as llama or qwen2")
+    model_type = RENAMED.get(model_type, model_type)
+    spec = _text_spec(config, model_type, place)
+    spec = replace(
+        spec,
+        id=id or str(config.get("_name_or_path") or model_type),
+        model_type=model_type,
+        stored_dtype=stored_dtype(config),
+        quantized=quantized(config, place),
+    )
+    counted = count(spec)
+    return replace(spec, parameters=counted.total, active_parameters=counted.active if spec.is_moe else None)
+
+
+def is_known(model_type: str) -> bool:
+    """True where ``interpret`` has rules for this type."""
+    return model_type in FAMILIES or model_type in SAME_AS
+
+
+def _text_spec(config: Mapping[str, Any], model_type: str, place: str) -> ModelSpec:
+    text_type = SAME_AS.get(model_type, model_type)
+    traits = FAMILIES.get(text_type)
+    if traits is None:
+        raise unknown_type(model_type, place)
+    return build(Keys(config, text_type, place=place), traits)
+
+
+def unknown_type(model_type: str, place: str) -> UnsupportedError:
+    """The refusal of an architecture, with the nearest known ones."""
+    close = nearest(model_type, [*FAMILIES, *SAME_AS])
+    offer = f"; the nearest known are {', '.join(close)}" if close else ""
+    return UnsupportedError(
+        f"{place}: model_type {model_type!r} has no counting rules here{offer}",
+        hint="install the extra `vramplan[count]` and transformers' own model code counts its parameters",
+    )
+
+
+def stored_dtype(config: Mapping[str, Any]) -> Literal["bf16", "fp16", "fp32"]:
+    """The dtype the weights are stored in, by ``dtype`` or ``torch_dtype``; float32 where neither is given.
+
+    transformers loads in that dtype when asked for "auto"; a config without it means float32 (its own default).
+    """
+    text = config.get("text_config")
+    nested = text if isinstance(text, Mapping) else {}
+    given = next((c.get(k) for c in (config, nested) for k in ("dtype", "torch_dtype") if c.get(k)), "float32")
+    return _DTYPES.get(str(given).removeprefix("torch."), "bf16")
+
+
+def quantized(config: Mapping[str, Any], place: str) -> Quantized | None:
+    """What ``quantization_config`` says about the stored weights, or None."""
+    section = config.get("quantization_config")
+    if section is None:
+        return None
+    if not isinstance(section, Mapping):
+        raise InputError(f"{place}: quantization_config must be an object")
+    method = str(section.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in section else "unknown"))
+    group = section.get("group_size", section.get("q_group_size"))
+    return Quantized(
+        method="bnb" if method.startswith("bitsandbytes") else method,
+        bits=_bits(section, method),
+        group_size=group if isinstance(group, int) and group > 0 else None,
+    )
+
+
+def _bits(section: Mapping[str, Any], method: str) -> int:
+    given = section.get("bits", section.get("w_bit"))
+    if isinstance(given, int):
+        return given
+    if section.get("load_in_4bit") or method == "mxfp4":
+        return 4
+    return 8
