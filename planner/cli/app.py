@@ -1,0 +1,130 @@
+"""Names the commands and maps every ending to its exit code; imports nothing heavy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from planner.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, PlannerError, nearest
+
+EXAMPLES = {
+    "plan": "plan --gpus 3x20GB --model 7B",
+    "estimate": "plan estimate --gpus 1xRTX4090 --model 8B --method qlora --seq-len 4096",
+    "probe": "plan probe --json > machine.json",
+    "gpus": "plan gpus 3080",
+    "models": "plan models qwen2.5",
+    "rungs": "plan rungs",
+}
+
+
+def _example_first(name: str | None) -> None:
+    if name in EXAMPLES:
+        typer.echo(f"\n $ {EXAMPLES[name]}")
+
+
+class _Group(TyperGroup):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _example_first("plan")
+        super().format_help(ctx, formatter)
+
+
+class _Command(TyperCommand):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _example_first(self.name)
+        super().format_help(ctx, formatter)
+
+
+def build_app() -> typer.Typer:
+    """The typer application: the bare form is the main job, the rest are its companions."""
+    from planner.cli.commands.estimate import estimate_command
+    from planner.cli.commands.gpus import gpus_command
+    from planner.cli.commands.models import models_command
+    from planner.cli.commands.plan import plan_command
+    from planner.cli.commands.probe import probe_command
+    from planner.cli.commands.rungs import rungs_command
+
+    app = typer.Typer(cls=_Group, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app.callback(cls=_Group, invoke_without_command=True)(plan_command)
+    commands = {
+        "estimate": estimate_command,
+        "probe": probe_command,
+        "gpus": gpus_command,
+        "models": models_command,
+        "rungs": rungs_command,
+    }
+    for name, command in commands.items():
+        app.command(name, cls=_Command)(command)
+    return app
+
+
+def main() -> None:
+    """The console script: runs and exits with the contract's code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; every failure becomes a sentence on stderr and an exit code."""
+    try:
+        return int(build_app()(list(arguments), prog_name="plan", standalone_mode=False) or 0)
+    except PlannerError as problem:
+        return _report(problem, arguments)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as problem:  # the one place where a bug of ours ends
+        usage = _usage_error(problem)
+        return _report(usage, arguments) if usage is not None else _report_bug(problem, arguments)
+
+
+def _report(problem: PlannerError, arguments: Sequence[str]) -> int:
+    from planner.cli.io import write_out
+
+    if "--json" in arguments:
+        from planner.cli.jsonout import error_json
+
+        write_out(error_json(problem.sentence, problem.hint))
+    print(f"error: {problem.sentence}", file=sys.stderr)
+    if problem.hint:
+        print(f"hint: {problem.hint}", file=sys.stderr)
+    return problem.exit_code
+
+
+def _report_bug(problem: Exception, arguments: Sequence[str]) -> int:
+    from planner.cli.io import bug_of_ours, debugging
+
+    if debugging():
+        import traceback
+
+        traceback.print_exception(problem, file=sys.stderr)
+    return _report(bug_of_ours(problem), arguments)
+
+
+def _usage_error(problem: Exception) -> InputError | None:
+    """Typer's own complaint about flags as one sentence; None for anything else.
+
+    Told by what such an exception carries: its class has moved between typer's releases.
+    """
+    speak = getattr(problem, "format_message", None)
+    if speak is None or getattr(problem, "exit_code", None) != EXIT_BAD_INPUT:
+        return None
+    context = getattr(problem, "ctx", None)
+    path = getattr(context, "command_path", "plan")
+    unknown = getattr(problem, "option_name", None)
+    if unknown and type(problem).__name__ == "NoSuchOption":
+        return InputError(_unknown_option(str(unknown), context), hint=f"`{path} --help` lists the flags")
+    return InputError(_sentence(str(speak())), hint=f"`{path} --help` lists the flags")
+
+
+def _unknown_option(name: str, context: Any) -> str:
+    known = [option for parameter in context.command.params for option in parameter.opts] if context else []
+    close = nearest(name, known, limit=1)
+    return f"option {name} is not known" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _sentence(message: str) -> str:
+    text = " ".join(message.split()).rstrip(".")
+    return text[:1].lower() + text[1:]

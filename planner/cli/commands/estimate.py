@@ -1,0 +1,172 @@
+"""``plan estimate``: the memory of exactly the given setup or setups, nothing chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from planner.cli.flags import ESTIMATE_FLAGS, given, with_flags
+from planner.cli.io import bug_of_ours, debugging
+from planner.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DOES_NOT_FIT,
+    EXIT_FITS,
+    EXIT_OUR_BUG,
+    EXIT_UNCERTAIN,
+    InputError,
+    PlannerError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from planner.hardware.machine import Machine
+    from planner.memory.result import Estimate
+    from planner.model.spec import ModelSpec
+    from planner.training import TrainingSetup
+
+VERDICT_CODES = {"fits": EXIT_FITS, "uncertain": EXIT_UNCERTAIN, "does_not_fit": EXIT_DOES_NOT_FIT, None: EXIT_FITS}
+# Worst first: a row that cannot be read says nothing at all; then a run that will fail, then one that may.
+SEVERITY = (EXIT_OUR_BUG, EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_UNCERTAIN, EXIT_FITS)
+_NOT_SETUP = ("ram", "machine", "from", "json")
+
+
+def _estimate(ctx: typer.Context, **values: Any) -> int:
+    """The memory of exactly the setup that the flags state: nothing is chosen, nothing is written.
+
+    With --from FILE.jsonl each line is one setup and the other flags are defaults for all of them; the exit code is
+    the worst of the rows: 2 a bad row, then 1 does not fit, 5 uncertain, 0 fits.
+    """
+    values["from"] = values.pop("from_", None)
+    stated = given(values, [flag for flag in ESTIMATE_FLAGS if flag.name not in _NOT_SETUP])
+    desk = Desk(ram=values["ram"], machine_file=values["machine"])
+    if values["from"]:
+        return _many(values["from"], stated, desk, as_json=bool(values["json"]))
+    return _one(stated, desk, as_json=bool(values["json"]))
+
+
+estimate_command = with_flags(_estimate, ESTIMATE_FLAGS)
+
+
+class Desk:
+    """Machines and models that rows have in common, looked up once each."""
+
+    def __init__(self, *, ram: str | None = None, machine_file: str | None = None) -> None:
+        self._ram = ram
+        self._machine_file = machine_file
+        self._machines: dict[str | None, Machine | PlannerError] = {}
+        self._specs: dict[str, ModelSpec | PlannerError] = {}
+
+    def machine(self, gpus: str | None) -> Machine:
+        """The machine of ``gpus`` (or the file's, or this one). Raises InputError."""
+        from planner.hardware.load import load_machine
+
+        return _once(
+            self._machines,
+            gpus,
+            lambda: load_machine(gpus=gpus, ram=self._ram, machine_file=self._machine_file),
+        )
+
+    def spec(self, model: str) -> ModelSpec:
+        """The model of that name. Raises InputError."""
+        from planner.model.catalogue import resolve
+
+        return _once(self._specs, model, lambda: resolve(model))
+
+    def answer(self, raw: dict[str, Any], *, place: str) -> tuple[TrainingSetup, ModelSpec, Machine, Estimate]:
+        """Estimate one setup given as plain values. Raises InputError."""
+        from planner.cli.io import open_setup_values
+        from planner.memory.estimate import estimate
+        from planner.training import setup_from_mapping
+
+        setup = setup_from_mapping(open_setup_values(raw), place=place)
+        spec, machine = self.spec(setup.model), self.machine(setup.gpus)
+        return setup, spec, machine, estimate(setup, spec, machine)
+
+
+def _once(known: dict[Any, Any], key: Any, find: Any) -> Any:
+    """``find()`` remembered under ``key``, its expected failures too."""
+    if key not in known:
+        try:
+            known[key] = find()
+        except PlannerError as problem:
+            known[key] = problem
+    if isinstance(known[key], PlannerError):
+        raise known[key]
+    return known[key]
+
+
+def _one(stated: dict[str, Any], desk: Desk, *, as_json: bool) -> int:
+    setup, spec, machine, answer = desk.answer(stated, place="plan estimate")
+    if as_json:
+        from planner.cli.io import write_out
+        from planner.cli.jsonout import document
+
+        write_out(document(answer.to_dict()))
+    else:
+        from planner.cli.io import screen
+        from planner.cli.show_estimate import estimate_screen
+
+        screen(estimate_screen(setup, spec, machine, answer))
+    return VERDICT_CODES[answer.verdict]
+
+
+def _many(path: str, stated: dict[str, Any], desk: Desk, *, as_json: bool) -> int:
+    from planner.cli.io import screen, write_out
+    from planner.files import read_text
+
+    rows = list(_rows(read_text(path, place="--from"), stated, desk, path))
+    if not rows:
+        raise InputError(f'--from {path!r} holds no setup; write one JSON object a line, such as {{"model": "7B"}}')
+    if as_json:
+        import json
+
+        lines = ",\n".join(json.dumps(_row_json(row), ensure_ascii=False) for row in rows)
+        write_out('{"estimates": [\n' + lines + "\n]}")
+    else:
+        from planner.cli.show_estimate import rows_screen
+
+        screen(rows_screen(rows))
+    return min((_row_code(row) for row in rows), key=SEVERITY.index)
+
+
+def _rows(text: str, stated: dict[str, Any], desk: Desk, path: str) -> Iterator[tuple[int, Estimate | PlannerError]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            place = f"{path} line {number}"
+            yield number, _row(line, stated, desk, place)
+
+
+def _row(line: str, stated: dict[str, Any], desk: Desk, place: str) -> Estimate | PlannerError:
+    """One row's answer; whatever goes wrong with it, the other rows still answer."""
+    try:
+        return desk.answer(stated | _object(line, place), place=place)[-1]
+    except PlannerError as problem:
+        return problem
+    except Exception as problem:
+        if debugging():
+            raise
+        return bug_of_ours(problem)
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    import json
+
+    try:
+        value = json.loads(line)
+    except ValueError as problem:
+        raise InputError(f"{place} is not JSON: {problem}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{place} holds no JSON object but a {type(value).__name__}")
+    return value
+
+
+def _row_json(row: tuple[int, Estimate | PlannerError]) -> dict[str, Any]:
+    answer = row[1]
+    return {"error": answer.sentence} if isinstance(answer, PlannerError) else answer.to_dict()
+
+
+def _row_code(row: tuple[int, Estimate | PlannerError]) -> int:
+    answer = row[1]
+    return answer.exit_code if isinstance(answer, PlannerError) else VERDICT_CODES[answer.verdict]

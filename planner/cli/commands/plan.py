@@ -1,0 +1,117 @@
+"""The main job: what fits, what is best, why, and the folder that runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from planner.cli.flags import PLAN_FLAGS, SETUP_FLAGS, comma_list, given, with_flags
+from planner.errors import EXIT_DOES_NOT_FIT, EXIT_FITS, EXIT_UNCERTAIN, InputError, unknown_choice
+
+if TYPE_CHECKING:
+    from planner.plan.plan import Plan, Request
+
+OBJECTIVES = ("quality", "speed", "memory")
+_PINS = tuple(flag for flag in SETUP_FLAGS if flag.name != "gradient_accumulation_steps")
+
+
+def _plan(ctx: typer.Context, **values: Any) -> int:
+    """From hardware and a model to a folder that trains: what fits, what is best among what fits, and why.
+
+    Without --gpus the hardware here is probed. Every field of a setup (`plan estimate --help` lists all of them) is a
+    flag here too and then a pin: nothing changes it.
+
+    Exit codes: 0 a plan fits, 1 none does, 2 bad input, 3 a bug of ours, 5 uncertain, 130 interrupted.
+    """
+    if ctx.invoked_subcommand:
+        _refuse_leading_flags(ctx.invoked_subcommand, given(values, PLAN_FLAGS))
+        return EXIT_FITS
+    from planner.hardware.load import load_machine
+    from planner.model.catalogue import resolve
+    from planner.plan.make import make_plan
+
+    request = request_from(values)
+    spec = resolve(request.model)
+    machine = load_machine(gpus=values["gpus"], ram=values["ram"], machine_file=values["machine"])
+    return _answer(make_plan(request, spec, machine), values)
+
+
+plan_command = with_flags(_plan, PLAN_FLAGS, hide_rare=True)
+
+
+def _refuse_leading_flags(command: str, stated: dict[str, Any]) -> None:
+    if stated:
+        name = "--" + next(iter(stated)).replace("_", "-")
+        raise InputError(f"{name} stands before the command {command}; write it after: plan {command} {name} ...")
+
+
+def request_from(values: dict[str, Any]) -> Request:
+    """The flags of the main job as a validated Request. Raises InputError."""
+    from planner.cli.io import open_setup_values
+    from planner.plan.plan import Request
+    from planner.training import setup_from_mapping
+
+    pins = open_setup_values(given(values, _PINS))
+    method = None if values["method"] in (None, "auto") else values["method"]
+    fixed = {name: values[name] for name in ("model", "stage", "seq_len", "engine") if values[name] is not None}
+    setup = setup_from_mapping(fixed | pins | ({"method": method} if method else {}), place="plan")
+    return Request(
+        model=setup.model,
+        stage=setup.stage,
+        method=method,
+        seq_len=setup.seq_len,
+        global_batch=_count(values["global_batch"], default=64, place="--global-batch"),
+        engine=setup.engine,
+        objective=_objective(values["objective"]),
+        allow=comma_list(values["allow"]),
+        require=comma_list(values["require"]),
+        forbid=comma_list(values["forbid"]),
+        ladder_file=values["ladder"],
+        data=values["data"],
+        gpus=values["gpus"],
+        ram=values["ram"],
+        pinned={name: getattr(setup, name) for name in pins},
+    )
+
+
+def _count(text: str | None, *, default: int, place: str) -> int:
+    if text is None:
+        return default
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{place} {text!r} is not a count: write a whole number from 1 up, such as {default}")
+    return int(text)
+
+
+def _objective(text: str | None) -> Any:
+    if text is not None and text not in OBJECTIVES:
+        raise unknown_choice(text, "--objective", OBJECTIVES)
+    return text or "quality"
+
+
+def _answer(plan: Plan, values: dict[str, Any]) -> int:
+    """Write the folder of a plan that may run, then show the whole answer."""
+    written = None if plan.chosen is None else _write(plan, values)
+    if values["json"]:
+        _print_json(plan, written)
+    else:
+        from planner.cli.io import screen
+        from planner.cli.show import plan_screen
+
+        screen(plan_screen(plan))
+    return {"fits": EXIT_FITS, "uncertain": EXIT_UNCERTAIN, "does_not_fit": EXIT_DOES_NOT_FIT}[plan.verdict]
+
+
+def _write(plan: Plan, values: dict[str, Any]) -> Any:
+    from planner.emit.folder import plan_files
+    from planner.emit.write import write_folder
+
+    return write_folder(plan_files(plan), values["out"], force=bool(values["force"]))
+
+
+def _print_json(plan: Plan, written: Any) -> None:
+    from planner.cli.io import write_out
+    from planner.cli.jsonout import document
+    from planner.plan.serialize import plan_to_dict
+
+    write_out(document(plan_to_dict(plan)))

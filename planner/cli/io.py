@@ -1,0 +1,111 @@
+"""What every command shares with the world: words of flags opened, and the screen it writes to."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
+
+from planner.errors import InputError, PlannerError
+from planner.files import read_json_object
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+# What a screen that cannot show them gets instead.
+_ASCII = str.maketrans(
+    {
+        "×": "x", "→": "->", "–": "-", "—": "-", "…": "...", "·": "|", "≤": "<=", "≥": ">=", "✓": "+", "✗": "x",
+        "█": "W", "▓": "G", "▒": "O", "░": "A", "▚": "L", "▞": "T", "≡": "C", "▪": "#", "╌": "-", "≈": "~", "±": "+-",
+        "“": '"', "”": '"', "‘": "'", "’": "'", "▸": ">", "●": "*", "²": "2",
+    }
+)  # fmt: skip
+
+
+def open_setup_values(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Flag words and file names of a setup as what they stand for: ``versions`` and ``ds_config``."""
+    values = dict(raw)
+    if isinstance(values.get("versions"), str):
+        values["versions"] = _versions(values["versions"])
+    if isinstance(values.get("ds_config"), str):
+        values["ds_config"] = read_json_object(values["ds_config"], place="--ds-config")
+    return values
+
+
+def _versions(text: str) -> dict[str, str]:
+    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    for name, sign, version in pairs:
+        if not (name and sign and version):
+            raise InputError(f"--versions {text!r} is not a list such as transformers=4.48,accelerate=1.11")
+    return {name.strip(): version.strip() for name, _, version in pairs}
+
+
+def write_out(text: str) -> None:
+    """Write a result to stdout; a reader that has gone away is not an error."""
+    try:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+
+
+def _forget_stdout() -> None:
+    """Later writes, and Python's own flush at exit, must not complain either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Plain:
+    """A stream that cannot show every letter: known signs become ASCII, the rest is escaped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        plain = text.translate(_ASCII)
+        return self._stream.write(plain.encode(self.encoding, "backslashreplace").decode(self.encoding))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+def screen(*renderables: RenderableType) -> None:
+    """Print the result for people: colour only on a terminal, ASCII where the encoding asks for it."""
+    console = _console(sys.stdout)
+    try:
+        for renderable in renderables:
+            console.print(renderable)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    speaks_unicode = (stream.encoding or "ascii").lower().replace("-", "").startswith("utf")
+    target: Any = stream if speaks_unicode else _Plain(stream)
+    return Console(file=target, highlight=False, soft_wrap=False)
+
+
+def say(text: str) -> None:
+    """A line beside the result: progress or a warning, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def debugging() -> bool:
+    """True where a maintainer wants tracebacks."""
+    return os.environ.get("VRAMPLAN_DEBUG") == "1"
+
+
+def bug_of_ours(problem: Exception) -> PlannerError:
+    """An exception that nobody expected as a sentence and what to do about it."""
+    what = f"{type(problem).__name__}: {problem}".splitlines()[0]
+    return PlannerError(
+        f"this is a bug of ours, not of yours ({what})",
+        hint="run it again with VRAMPLAN_DEBUG=1 and report the command with what it then prints",
+    )

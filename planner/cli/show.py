@@ -1,0 +1,209 @@
+"""Plan -> screen: hardware, ladder, what fits, the chosen configuration and why, and the command to run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from planner.cli.bars import stacked_bar
+from planner.cli.show_estimate import VERDICTS, machine_line, verdict_line
+from planner.cli.tables import notes, plain_table
+from planner.units import gib, show_count, show_gib
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from planner.plan.plan import Configuration, Plan, RungReport
+
+CLASS_NAMES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA", "other": "other"}
+
+
+def plan_screen(plan: Plan, *, folder: str | None = None, command: str | None = None) -> RenderableType:
+    """The whole screen of the main job; ``folder`` and ``command`` once they are written."""
+    from rich.console import Group
+    from rich.text import Text
+
+    shown = plan.chosen or plan.nearest_miss
+    return Group(
+        job_line(plan),
+        Text(machine_line(plan.machine), style="dim"),
+        Text(),
+        ladder_table(plan.ladder),
+        Text(),
+        configuration_table(plan),
+        Text(),
+        *_alternatives(plan),
+        *(_closeup(shown, is_chosen=plan.chosen is not None) if shown else ()),
+        *notes("why", plan.reasons, style="bold"),
+        *notes("try", plan.remedies, style="bold"),
+        *notes("assumed", plan.assumptions),
+        *notes("warning", plan.warnings, style="yellow"),
+        *_next_step(folder, command),
+    )
+
+
+def job_line(plan: Plan) -> Text:
+    """The model and what is asked of it."""
+    from rich.text import Text
+
+    request, spec = plan.request, plan.model
+    shape = f"{request.seq_len} tokens, {request.global_batch} sequences a step, {request.engine}"
+    return Text.assemble((spec.id, "bold"), f"  {show_count(spec.parameters)} parameters, {request.stage}, {shape}")
+
+
+def ladder_table(ladder: tuple[RungReport, ...]) -> Table:
+    """Every rung of the walk: applied or why not, what it changes in GiB, what it costs in time."""
+    from rich.text import Text
+
+    table = plain_table("The ladder, least intrusive first")
+    table.add_column("", width=1)
+    table.add_column("tier", justify="right")
+    table.add_column("rung", overflow="fold")
+    table.add_column("GiB a GPU", justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold", ratio=1)
+    for rung in ladder:
+        mark = Text("✓", style="green") if rung.applied else Text("–", style="dim")
+        style = "" if rung.applied else "dim"
+        table.add_row(
+            mark, str(rung.tier), rung.id, _before_after(rung), _times(rung.slowdown), rung.reason, style=style
+        )
+    return table
+
+
+def _before_after(rung: RungReport) -> str:
+    if rung.after_bytes is None:
+        return ""
+    if rung.before_bytes is None:
+        return f"{gib(rung.after_bytes):.1f}"
+    return f"{gib(rung.before_bytes):.1f} → {gib(rung.after_bytes):.1f}"
+
+
+def _times(slowdown: float | None) -> str:
+    if slowdown is None:
+        return ""
+    return f"×{slowdown:.2f}"
+
+
+def configuration_table(plan: Plan) -> Table:
+    """The configurations at their best: class by profile, what each needs and how fast it goes."""
+    table = plain_table("What fits")
+    table.add_column("", width=1)
+    table.add_column("method", no_wrap=True)
+    table.add_column("profile", no_wrap=True)
+    table.add_column("GiB a GPU", justify="right")
+    table.add_column("left", justify="right")
+    table.add_column("batch", justify="right", no_wrap=True)
+    table.add_column("tokens/s", justify="right")
+    table.add_column("", no_wrap=True)
+    for row in plan.configurations:
+        table.add_row(*_configuration_cells(row, plan), style=_row_style(row, plan))
+    if plan.configurations:
+        table.caption = "batch: samples a GPU × accumulation × GPUs. left: GiB under the capacity."
+        table.caption_justify, table.caption_style = "left", "dim"
+    return table
+
+
+def _row_style(row: Configuration, plan: Plan) -> str:
+    if row == plan.chosen:
+        return "bold green"
+    return "" if row.safe else "dim"
+
+
+def _configuration_cells(row: Configuration, plan: Plan) -> list[str]:
+    estimate = row.estimate
+    left = "" if estimate.capacity_bytes is None else f"{gib(estimate.capacity_bytes - estimate.required_bytes):+.1f}"
+    return [
+        "▸" if row == plan.chosen else "",
+        f"{CLASS_NAMES[row.method_class]}{_detail(row)}",
+        row.profile,
+        f"{gib(estimate.required_bytes):.1f}",
+        left,
+        batch_shape(row, plan.machine.world_size),
+        _tokens(row),
+        _remark(row),
+    ]
+
+
+def _detail(row: Configuration) -> str:
+    """What the class does not say: how it is spread over the cards."""
+    setup = row.setup
+    kind = setup.parallelism if setup.parallelism not in (None, "none", "ddp") else ""
+    method = setup.method if row.method_class == "other" else ""
+    offload = f"+{setup.offload}" if setup.offload != "none" else ""
+    words = " ".join(word for word in (method, f"{kind}{offload}") if word)
+    return f" {words}" if words else ""
+
+
+def batch_shape(row: Configuration, world_size: int) -> str:
+    """``3×7×3``: samples per GPU and step, accumulation, data-parallel GPUs."""
+    setup = row.setup
+    ranks = max(1, world_size // (setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel))
+    return f"{setup.micro_batch_size}×{setup.gradient_accumulation_steps}×{ranks}"
+
+
+def _tokens(row: Configuration) -> str:
+    return "" if row.speed is None else f"{row.speed.tokens_per_s:,.0f}"
+
+
+def _remark(row: Configuration) -> str:
+    if row.estimate.verdict == "does_not_fit":
+        return "does not fit"
+    return "safe" if row.safe else "not safe"
+
+
+def _alternatives(plan: Plan) -> list[RenderableType]:
+    """Unusual ways, priced and never chosen unasked."""
+    if not plan.alternatives:
+        return []
+    from rich.text import Text
+
+    table = plain_table("Only when asked for")
+    table.add_column("method")
+    table.add_column("needs GiB", justify="right")
+    table.add_column("verdict")
+    table.add_column("tokens/s", justify="right")
+    table.add_column("how, and at what price", overflow="fold", ratio=1)
+    for row in plan.alternatives:
+        word = VERDICTS[row.estimate.verdict][0] if row.estimate.verdict else ""
+        table.add_row(
+            f"{row.setup.method}{_detail(row) if row.method_class != 'other' else ''}",
+            f"{gib(row.estimate.required_bytes):.1f}",
+            word,
+            _tokens(row),
+            row.reason,
+        )
+    return [table, Text()]
+
+
+def _closeup(row: Configuration, *, is_chosen: bool) -> list[RenderableType]:
+    from rich.text import Text
+
+    setup = row.setup
+    name = "Chosen" if is_chosen else "Nothing fits; the nearest miss"
+    spread = f", {setup.parallelism}" if setup.parallelism not in (None, "none") else ""
+    title = Text.assemble((name, "bold"), f": {setup.method}{spread}, {row.profile}")
+    host = f"host RAM needed on each node: {show_gib(row.estimate.host_bytes)}"
+    return [title, verdict_line(row.estimate), stacked_bar(row.estimate), Text(host), *_speed_line(row)]
+
+
+def _speed_line(row: Configuration) -> list[RenderableType]:
+    from rich.text import Text
+
+    if row.speed is None:
+        return [Text("speed unknown: the catalogue says nothing of this card's throughput")]
+    speed = row.speed
+    span = f"{speed.low_tokens_per_s:,.0f} to {speed.high_tokens_per_s:,.0f}"
+    return [Text(f"about {speed.tokens_per_s:,.0f} tokens/s ({span}), bound by {speed.bound_by}; predicted")]
+
+
+def _next_step(folder: str | None, command: str | None) -> list[RenderableType]:
+    from rich.text import Text
+
+    if folder is None:
+        return []
+    lines: list[RenderableType] = [Text(), Text.assemble(("written", "bold"), f"  {folder}")]
+    if command is not None:
+        lines.append(Text.assemble(("run it ", "bold"), f"  {command}"))
+    return lines

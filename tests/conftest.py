@@ -1,0 +1,15 @@
+"""What all suites share: the tests never reach a hub, a GPU or the user's own environment."""
+
+from __future__ import annotations
+
+import pytest
+
+_OWN = ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "VRAMPLAN_DEBUG", "CUDA_VISIBLE_DEVICES", "HF_TOKEN")
+
+
+@pytest.fixture(autouse=True)
+def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub, no colours, no width and no device selection that a desk happens to have set."""
+    for name in _OWN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
