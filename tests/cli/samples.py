@@ -12,6 +12,7 @@ from planner.training import TrainingSetup
 
 MIB = 1 << 20
 GIB = 1 << 30
+METERS = ("allocated_bytes", "reserved_bytes", "device_bytes")
 
 
 def a_machine(count: int = 3, capacity_bytes: int = 20 * GIB, **changes: Any) -> Machine:
