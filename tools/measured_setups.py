@@ -1,0 +1,292 @@
+"""Every measured run as a setup in the contract's fields, stated as an independent reader of its source would.
+
+``statement(row)`` returns the mapping for one row of ``measurements/*.jsonl``; ``NotStatableError`` carries the
+reason where the contract has no field for what the run did. Rows are never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+MEASUREMENTS = Path(__file__).resolve().parent.parent / "measurements"
+CONFIGS = MEASUREMENTS / "configs"
+FILES = ("published", "limits", "more")
+
+Row = dict[str, Any]
+Setup = dict[str, Any]
+
+# Models that are no catalogue row: truncated models and GPTQ checkpoints, whose group size is in their config.
+OWN_CONFIGS = {
+    "meta-llama/Llama-2-13b-hf truncated to 10 layers": "llama-2-13b-10-layers",
+    "meta-llama/Llama-2-13b-hf truncated to 20 layers": "llama-2-13b-20-layers",
+    "TheBloke/Mistral-7B-v0.1-GPTQ": "mistral-7b-gptq",
+    "TheBloke/Mixtral-8x7B-Instruct-v0.1-GPTQ": "mixtral-8x7b-gptq",
+    "TechxGenus/Meta-Llama-3-8B-GPTQ": "llama-3-8b-gptq",
+    "TheBloke/Llama-2-70B-GPTQ": "llama-2-70b-gptq",
+}
+# Names of sources that the hub spells otherwise.
+SPELLED = {
+    "llama2-7b": "meta-llama/Llama-2-7b-hf",
+    "NousResearch/Llama-2-70b-hf": "meta-llama/Llama-2-70b-hf",
+    "Qwen/Qwen-7B-Chat-Int4": "Qwen/Qwen-7B-Chat",
+}
+# Cards by the source's words; "40GB card" is what the source says and no more.
+CARDS = {
+    "A100-SXM4-80GB": "A100-80GB",
+    "A100-80GB": "A100-80GB",
+    "A100": "A100-80GB",
+    "A100-SXM4-40GB": "A100-40GB",
+    "H100-80GB": "H100-80GB",
+    "H100-96GB": "H100-96GB",
+    "RTX 3090 24GB": "RTX3090",
+    "RTX 4090 24GB": "RTX4090",
+    "A5000 24GB": "RTXA5000",
+    "40GB card": "40GB",
+    ">=40GB card": "40GB",
+    "24GB card": "24GB",
+}
+
+
+class NotStatableError(Exception):
+    """The contract's fields cannot say what this run did; the message says why."""
+
+
+def rows(*names: str) -> Iterator[Row]:
+    """Rows of the named files under ``measurements/`` (all of them without a name), each with its ``file``."""
+    for name in names or FILES:
+        path = MEASUREMENTS / f"{name}.jsonl"
+        if path.is_file():
+            for line in path.read_text().splitlines():
+                yield {**json.loads(line), "file": name}
+
+
+def statement(row: Row) -> Setup:
+    """The setup of one row. Raises NotStatableError with the reason."""
+    for beginning, state in STATERS.items():
+        if row["id"].removeprefix("limit-").removeprefix("more-").startswith(beginning):
+            return {name: value for name, value in {**_common(row), **state(row)}.items() if value is not None}
+    raise NotStatableError(f"no reading is written for the source {row['source']!r}")
+
+
+def _common(row: Row) -> Setup:
+    model = row["model"]
+    if model in OWN_CONFIGS:
+        model = str(CONFIGS / OWN_CONFIGS[model] / "config.json")
+    return {
+        "model": SPELLED.get(model, model),
+        "stage": "sft",
+        "method": row["method"],
+        "lora_rank": row.get("lora_rank"),
+        "seq_len": row["seq_len"],
+        "micro_batch_size": row["micro_batch"],
+        "gradient_accumulation_steps": row.get("grad_accum") or 1,
+        "gradient_checkpointing": bool(row["grad_ckpt"]),
+        "gpus": _gpus(row),
+        "parallelism": "none" if row["gpus"] == 1 else "fsdp",
+    }
+
+
+def _gpus(row: Row) -> str:
+    card = CARDS.get(row.get("gpu_model") or "")
+    if card is None:
+        raise NotStatableError(f"the card is not stated ({row.get('gpu_model')!r})")
+    count = row["gpus"]
+    return f"{count // 8}x8x{card}" if count > 8 else f"{count}x{card}"
+
+
+def _fms(row: Row) -> Setup:
+    """HF Trainer / TRL under accelerate FSDP1; kernels of the foak plugin are Unsloth's norm, rope, LoRA and CE."""
+    framework = row["note"].split(";")[0].removeprefix("framework_config=")
+    autocast = "autocast" in row["precision"]
+    fp16 = row["precision"].startswith("float16")
+    setup: Setup = {
+        "engine": "transformers",
+        "versions": {"transformers": "4.48" if "a100_80gb.csv" in row["source"] else "4.45"},
+        "optim": "adamw_torch",
+        "attention": "flash_attention_2",
+        "packing": True,
+        "compute_dtype": "fp16" if fp16 else "bf16",
+        "unsloth": "foak" in framework or None,
+        "loss": "fused_linear" if "liger" in framework else "fused" if "foak" in framework else "torch",
+    }
+    if row["method"] == "full":
+        # FSDP under mixed precision holds trained weights in fp32 (accelerate upcasts them), one GPU in the loaded dtype.
+        return setup | {"param_dtype": "fp32" if autocast and row["gpus"] > 1 else "bf16"}
+    setup |= {"lora_target": row["lora_targets"].split(","), "lora_dropout": 0.1, "adapter_dtype": "fp32"}
+    if "autogptq" in framework:
+        return setup | {"quantization_bit": 4, "quantization_method": "gptq", "double_quantization": False}
+    if row["quant_bits"]:
+        upcast = "norms" if framework == "baseline-peft-bnb" else "none"
+        setup |= {"quantization_bit": 4, "double_quantization": True, "kbit_upcast": upcast}
+    return setup
+
+
+def _litgpt(row: Row) -> Setup:
+    """litgpt of 2023: LoRA on q and v of the fused projection, pure bf16, logits in chunks of 128 tokens."""
+    fused = "stablelm" in row["model"] or "falcon" in row["model"]
+    setup: Setup = {
+        "engine": "litgpt",
+        "optim": "adamw_torch" if row["method"] != "qlora" else "paged_adamw_32bit",
+        "attention": "sdpa",
+        "param_dtype": "bf16",
+        "compute_dtype": "bf16",
+        "adapter_dtype": "bf16",
+        "lora_target": ["query_key_value"] if fused else ["q_proj", "v_proj"],
+        "lora_dropout": 0.05,
+        "loss": "chunked",
+    }
+    if row.get("quant_bits"):
+        setup |= {"quantization_bit": 4, "double_quantization": "nf4-dq" in row["note"], "kbit_upcast": "none"}
+    return setup
+
+
+TORCHTUNE_STEPS = ("packed", "compile", "chunkce", "actckpt", "optinbwd", "actoffload", "adamw8bit")
+
+
+def _torchtune(row: Row) -> Setup:
+    """A cumulative table: each row adds one measure to those before it; the LoRA rows have all but the optimizer ones."""
+    name = row["id"].removeprefix("torchtune-flags-")
+    step = TORCHTUNE_STEPS.index(name) if name in TORCHTUNE_STEPS else TORCHTUNE_STEPS.index("actoffload")
+    setup: Setup = {
+        "engine": "torchtune",
+        "optim": "adamw_8bit" if name == "adamw8bit" else "adamw_torch_fused",
+        "attention": "sdpa",
+        "packing": True,
+        "param_dtype": "bf16",
+        "compute_dtype": "bf16",
+        "torch_compile": step >= 1,
+        "loss": "chunked" if step >= 2 else "torch",
+        "optimizer_in_backward": row["method"] == "full" and step >= 4,
+        "activation_offload": step >= 5,
+    }
+    if row["method"] != "full":
+        targets = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        setup |= {"lora_target": targets, "adapter_dtype": "bf16"}
+    if row["quant_bits"]:
+        setup |= {"quantization_bit": 4, "double_quantization": True, "kbit_upcast": "none"}
+    return setup
+
+
+def _torchtitan(row: Row) -> Setup:
+    if "fp8" in row["id"]:
+        raise NotStatableError("float8 linear layers: the contract has no field for them")
+    return {
+        "stage": "pt",
+        "engine": "torchtitan",
+        "parallelism": "fsdp2",
+        "optim": "adamw_torch_fused",
+        "attention": "sdpa",
+        "packing": True,
+        "param_dtype": "fp32",
+        "compute_dtype": "bf16",
+        "gradient_checkpointing": "selective",
+        "torch_compile": "compile" in row["id"],
+    }
+
+
+def _thunder(row: Row) -> Setup:
+    return {
+        "stage": "pt",
+        "engine": "litgpt",
+        "optim": "adamw_torch",
+        "attention": "sdpa",
+        "packing": True,
+        "param_dtype": "bf16",
+        "compute_dtype": "bf16",
+        "torch_compile": True,
+        "loss": "torch",
+    }
+
+
+def _swift(row: Row) -> Setup:
+    """ms-swift around HF Trainer on Qwen-7B (remote code). Batches of one sequence carry no padding."""
+    eager = row["attn"].startswith("Qwen eager")
+    setup: Setup = {
+        "engine": "transformers",
+        "versions": {"transformers": "4.36"},
+        "optim": "adamw_torch",
+        "attention": "eager" if eager else "flash_attention_2",
+        "compute_dtype": "bf16",
+    }
+    if row["method"] == "full":
+        return setup | {"param_dtype": "bf16"}
+    targets = "all" if row["lora_targets"] == "all linear" else ["c_attn"]
+    setup |= {"lora_target": targets, "adapter_dtype": "fp32"}
+    if row["quant_bits"]:
+        method = "bnb" if "bnb" in row["precision"] else "gptq"
+        setup |= {"quantization_bit": row["quant_bits"], "quantization_method": method}
+    return setup
+
+
+def _qwen(row: Row) -> Setup:
+    """The Qwen-1 README: finetune.py around HF Trainer; the GPTQ runs under DeepSpeed ZeRO-2 on one GPU."""
+    setup: Setup = {
+        "engine": "transformers",
+        "versions": {"transformers": "4.32"},
+        "optim": "adamw_torch",
+        "attention": "flash_attention_2",
+        "compute_dtype": "fp16" if row["quant_bits"] else "bf16",
+        "lora_target": ["c_attn", "attn.c_proj", "w1", "w2", "mlp.c_proj"],
+        "lora_dropout": 0.05,
+    }
+    if "trainable" in row["lora_targets"]:
+        setup |= {"additional_target": ["wte", "lm_head"]}
+    if row["quant_bits"]:
+        setup |= {"quantization_bit": 4, "quantization_method": "gptq", "parallelism": "zero2"}
+    return setup
+
+
+def _fsdp_qlora(row: Row) -> Setup:
+    """The fsdp_qlora script: a plain loop, pure bf16, reentrant checkpointing, LoRA without o_proj (rank 64, its default)."""
+    setup: Setup = {
+        "engine": "fsdp_qlora",
+        "optim": "adamw_torch",
+        "attention": "sdpa",
+        "param_dtype": "bf16",
+        "compute_dtype": "bf16",
+        "adapter_dtype": "bf16",
+        "lora_rank": row.get("lora_rank") or 64,
+        "lora_target": ["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"],
+        "offload": "params" if "CPU" in row["offload"] else "none",
+        "parallelism": "ddp" if "NO_SHARD" in row["sharding"] else "fsdp",
+    }
+    if row.get("quant_bits"):
+        setup |= {"quantization_bit": 4, "double_quantization": True, "kbit_upcast": "none"}
+    return setup
+
+
+def _peft_docs(row: Row) -> Setup:
+    setup: Setup = {
+        "engine": "trl",
+        "optim": "adamw_torch",
+        "attention": "flash_attention_2",
+        "packing": True,
+        "compute_dtype": "bf16",
+        "lora_target": "all",
+        "offload": "params" if "cpu" in row["offload"] else "none",
+        "parallelism": "zero3" if row["sharding"] == "ZeRO-3" else "fsdp",
+    }
+    if row["quant_bits"]:
+        setup |= {"quantization_bit": 4, "double_quantization": True}
+    return setup
+
+
+def _component(row: Row) -> Setup:
+    raise NotStatableError("a component alone (lm_head and loss), not a training step")
+
+
+STATERS: dict[str, Callable[[Row], Setup]] = {
+    "fms-": _fms,
+    "litgpt-": _litgpt,
+    "torchtune-": _torchtune,
+    "torchtitan-": _torchtitan,
+    "thunder474-": _thunder,
+    "swift-": _swift,
+    "qwen1-": _qwen,
+    "fsdpqlora-": _fsdp_qlora,
+    "peftdocs-": _peft_docs,
+    "xtuner-": _component,
+}
