@@ -1,0 +1,176 @@
+"""Which settings may live together, and why not: rules/constraints.toml applied to a setup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from planner.errors import InputError
+from planner.hardware.machine import Machine
+from planner.model.spec import ModelSpec
+from planner.rulebook.load import read_rules
+from planner.search.conditions import Condition, compile_conditions, fill
+from planner.search.facts import Facts
+from planner.training import TrainingSetup
+
+Effect = Literal["forbid", "unproven", "warn", "ignored", "requires"]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A rule that a setup meets: its id, the sentence with the setup's values, and what follows."""
+
+    rule_id: str
+    sentence: str
+    effect: Effect
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A compiled row of rules/constraints.toml."""
+
+    id: str
+    when: tuple[Condition, ...]
+    effect: Effect
+    reason: str
+    engines: frozenset[str]
+    packages: tuple[str, ...]
+
+    def met(self, facts: Facts) -> bool:
+        """True if every condition holds."""
+        return all(condition.holds(facts) for condition in self.when)
+
+
+@cache
+def _rules() -> tuple[Rule, ...]:
+    return tuple(_compile(row) for row in read_rules("constraints")["constraint"])
+
+
+def _compile(row: Mapping[str, Any]) -> Rule:
+    return Rule(
+        id=row["id"],
+        when=compile_conditions(row["when"]),
+        effect=row["effect"],
+        reason=row["reason"],
+        engines=frozenset(row.get("engines", ("*",))),
+        packages=tuple(row.get("packages", ())),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Rules by what must be true of one setup field for them to matter, so that most are never looked at."""
+
+    always: tuple[Rule, ...]
+    by_value: dict[str, dict[Any, list[Rule]]]
+    if_given: dict[str, list[Rule]]
+
+    def candidates(self, facts: Facts) -> Iterator[Rule]:
+        """The rules that a setup could meet."""
+        yield from self.always
+        for field, by_value in self.by_value.items():
+            yield from by_value.get(facts.get(field), ())
+        for field, rules in self.if_given.items():
+            if facts.get(field) is not None:
+                yield from rules
+
+
+@cache
+def _index(engine: str, *, of_files: bool) -> _Index:
+    """The rules that hold for an engine: those about its own file's keys, or those about setups."""
+    index = _Index((), {}, {})
+    always: list[Rule] = []
+    for rule in _rules():
+        about_files = any(condition.field.startswith("config.") for condition in rule.when)
+        if rule.engines & {"*", engine} and about_files == of_files:
+            _file(rule, index, always)
+    return _Index(tuple(always), index.by_value, index.if_given)
+
+
+def _file(rule: Rule, index: _Index, always: list[Rule]) -> None:
+    for condition in rule.when:
+        values = _values(condition)
+        if values:
+            for value in values:
+                index.by_value.setdefault(condition.field, {}).setdefault(value, []).append(rule)
+            return
+        if condition.op == "not_null" and "." not in condition.field:
+            index.if_given.setdefault(condition.field, []).append(rule)
+            return
+    always.append(rule)
+
+
+def _values(condition: Condition) -> tuple[Any, ...]:
+    """The values of a plain field for which the condition holds, where they can be listed."""
+    if "." in condition.field or condition.other is not None:
+        return ()
+    if condition.op == "true":
+        return (True,)
+    if condition.op == "eq":
+        return (condition.value,)
+    return tuple(condition.value) if condition.op == "in" else ()
+
+
+def _met(facts: Facts, *, of_files: bool = False) -> Iterator[Rule]:
+    index = _index(facts.setup.engine, of_files=of_files)
+    return (rule for rule in index.candidates(facts) if rule.met(facts))
+
+
+def violations(
+    setup: TrainingSetup, spec: ModelSpec | None = None, machine: Machine | None = None
+) -> tuple[Violation, ...]:
+    """Every rule that the setup meets, packages aside; forbidding ones first."""
+    facts = Facts(setup, spec, machine)
+    found = [Violation(rule.id, fill(rule.reason, facts), rule.effect) for rule in _met(facts)]
+    kept = [violation for violation in found if violation.effect != "requires"]
+    return tuple(sorted(kept, key=lambda violation: violation.effect != "forbid"))
+
+
+def config_violations(
+    config: Mapping[str, Any],
+    setup: TrainingSetup,
+    spec: ModelSpec | None = None,
+    machine: Machine | None = None,
+) -> tuple[Violation, ...]:
+    """The rules about keys of the engine's own file (``train.yaml``) that the file meets."""
+    facts = Facts(setup, spec, machine, config)
+    return tuple(
+        Violation(rule.id, fill(rule.reason, facts), rule.effect)
+        for rule in _met(facts, of_files=True)
+        if rule.effect != "requires"
+    )
+
+
+def refusal(setup: TrainingSetup, spec: ModelSpec | None, machine: Machine | None, *, strict: bool) -> str | None:
+    """Why a setup may not be used, or None. ``strict``: also refuse what nothing shows to work."""
+    refused = ("forbid", "unproven") if strict else ("forbid",)
+    facts = Facts(setup, spec, machine)
+    for rule in _met(facts):
+        if rule.effect in refused:
+            return f"{fill(rule.reason, facts)} (rule {rule.id})"
+    return None
+
+
+def check(setup: TrainingSetup, spec: ModelSpec | None = None, machine: Machine | None = None) -> tuple[str, ...]:
+    """Warnings about a setup that may be used.
+
+    Raises InputError with the sentence and the id of the first rule that forbids it.
+    """
+    found = violations(setup, spec, machine)
+    if found and found[0].effect == "forbid":
+        raise InputError(f"{found[0].sentence} (rule {found[0].rule_id})")
+    return tuple(f"{violation.sentence} (rule {violation.rule_id})" for violation in found)
+
+
+def required_packages(
+    setup: TrainingSetup,
+    spec: ModelSpec | None = None,
+    machine: Machine | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> tuple[str, ...]:
+    """Packages, with their version bounds, that the setup (and the engine's file, if given) needs."""
+    facts = Facts(setup, spec, machine, config)
+    rules = [*_met(facts), *(_met(facts, of_files=True) if config is not None else ())]
+    return tuple(dict.fromkeys(package for rule in rules for package in rule.packages))

@@ -1,0 +1,217 @@
+"""Named values that conditions in rules/*.toml read: the setup's fields and what follows from them.
+
+A name is a field of the setup (``method``), a derived value (``deepspeed``), something of the machine or the
+model (``machine.has_bf16``, ``model.layers``), a version (``versions.torch``) or a key of an engine's own file
+(``config.streaming``). None is unknown, and a condition on something unknown does not hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from planner.hardware.machine import Machine
+from planner.model.spec import Block, ModelSpec
+from planner.training import FIELD_NAMES, TrainingSetup
+
+_GEFORCE = re.compile(r"(?:geforce\s*)?rtx\s*(\d\d)\d\d", re.IGNORECASE)
+_PROFESSIONAL = re.compile(r"quadro|ada generation|rtx\s*pro|rtx\s*[4-6]000|rtx\s*a\d", re.IGNORECASE)
+
+
+class Facts:
+    """Looks values up by name, each computed once. ``config`` is an engine's own file, where one is judged."""
+
+    __slots__ = ("_known", "config", "machine", "setup", "spec")
+
+    def __init__(
+        self,
+        setup: TrainingSetup,
+        spec: ModelSpec | None,
+        machine: Machine | None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.setup = setup
+        self.spec = spec
+        self.machine = machine
+        self.config = config
+        self._known: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """The value behind a name; None if it is unknown."""
+        known = self._known
+        if name not in known:
+            known[name] = self._compute(name)
+        return known[name]
+
+    def _compute(self, name: str) -> Any:
+        derive = DERIVED.get(name)
+        if derive is not None:
+            return derive(self)
+        if name.startswith("config."):
+            return self._config(name[7:])
+        if name.startswith("versions."):
+            return self.setup.versions.get(name[9:])
+        return getattr(self.setup, name)
+
+    def _config(self, key: str) -> Any:
+        if self.config is None:
+            return None
+        return True if key == "is_file" else self.config.get(key)
+
+
+def _world(facts: Facts) -> int | None:
+    return facts.machine.world_size if facts.machine else None
+
+
+def _parallelism(facts: Facts) -> str:
+    """The contract's default: none on one GPU, ddp on several."""
+    return facts.setup.parallelism or ("ddp" if (_world(facts) or 1) > 1 else "none")
+
+
+def _model_parallel(facts: Facts) -> int:
+    setup = facts.setup
+    return setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel
+
+
+def _pure_bf16(facts: Facts) -> bool:
+    """LLaMA-Factory's pure_bf16: trained weights held in bf16 (BAdam holds them so by itself)."""
+    setup = facts.setup
+    return setup.param_dtype == "bf16" and not setup.is_adapter and setup.method != "badam"
+
+
+def _capability(facts: Facts) -> tuple[int, int] | None:
+    """The lowest compute capability; None if any card's is unknown."""
+    if facts.machine is None:
+        return None
+    known = [gpu.compute_capability for gpu in facts.machine.gpus]
+    return None if None in known else min(found for found in known if found)
+
+
+def _has_bf16(facts: Facts) -> bool | None:
+    if facts.machine is None:
+        return None
+    answers = [gpu.has_bf16 for gpu in facts.machine.gpus]
+    if False in answers:
+        return False
+    return None if None in answers else True
+
+
+def _kind(facts: Facts, name: str) -> Any:
+    kind = facts.machine.smallest.kind if facts.machine else None
+    return getattr(kind, name) if kind else None
+
+
+def _geforce_series(facts: Facts) -> int | None:
+    """40 for a GeForce RTX 4090; None for cards that are no GeForce."""
+    name = _kind(facts, "name") or ""
+    found = None if _PROFESSIONAL.search(name) else _GEFORCE.search(name)
+    return int(found[1]) if found else None
+
+
+def _first_block(facts: Facts) -> Block | None:
+    return facts.spec.runs[0].block if facts.spec and facts.spec.runs else None
+
+
+def _attention(facts: Facts, name: str) -> Any:
+    block = _first_block(facts)
+    return getattr(block.attention, name) if block else None
+
+
+def _spec(name: str) -> Callable[[Facts], Any]:
+    return lambda facts: getattr(facts.spec, name) if facts.spec else None
+
+
+def _machine(name: str) -> Callable[[Facts], Any]:
+    return lambda facts: getattr(facts.machine, name) if facts.machine else None
+
+
+def _quantized(name: str) -> Callable[[Facts], Any]:
+    def look(facts: Facts) -> Any:
+        kept = facts.spec.quantized if facts.spec else None
+        return getattr(kept, name) if kept else None
+
+    return look
+
+
+def _mixed(facts: Facts) -> bool | None:
+    if facts.machine is None:
+        return None
+    return len({(gpu.name, gpu.total_bytes) for gpu in facts.machine.gpus}) > 1
+
+
+def _layers_over_freeze(facts: Facts) -> int | None:
+    return facts.spec.layers % max(1, facts.setup.freeze_trainable_layers) if facts.spec else None
+
+
+def _smallest_target_width(facts: Facts) -> int | None:
+    """Elements of the narrowest side of any module that LoRA's targets name; routers are left out."""
+    if facts.spec is None:
+        return None
+    wanted = facts.setup.lora_target
+    widths = [facts.spec.hidden]
+    for run in facts.spec.runs:
+        for names, width in _widths(run.block):
+            if wanted == "all" or any(name in wanted for name in names):
+                widths.append(width)
+    return min(widths)
+
+
+_Widths = list[tuple[tuple[str, ...], int]]
+
+
+def _widths(block: Block) -> _Widths:
+    attention = block.attention
+    found: _Widths
+    if attention.kind == "mla":
+        found = [(("kv_a_proj_with_mqa",), attention.kv_lora_rank + attention.qk_rope_dim)]
+        found.append((("kv_b_proj",), attention.kv_lora_rank))
+        found += [(("q_a_proj", "q_b_proj"), attention.q_lora_rank)] if attention.q_lora_rank else []
+    else:
+        found = [(("q_proj", "o_proj", "query_key_value", "qkv_proj", "c_attn", "dense"), attention.q_width)]
+        found += [] if attention.fused_qkv else [(("k_proj", "v_proj"), attention.kv_width)]
+    if block.mlp:
+        found.append((("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"), block.mlp.width))
+    if block.moe and not block.moe.stacked:
+        found.append((("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"), block.moe.expert.width))
+    return [(names, width) for names, width in found if width]
+
+
+DERIVED: dict[str, Callable[[Facts], Any]] = {
+    "parallelism": _parallelism,
+    "deepspeed": lambda facts: facts.get("parallelism").startswith("zero"),
+    "fsdp": lambda facts: facts.get("parallelism").startswith("fsdp"),
+    "sharded_weights": lambda facts: facts.get("parallelism") in ("zero3", "fsdp", "fsdp2"),
+    "pure_bf16": _pure_bf16,
+    "adapter": lambda facts: facts.setup.is_adapter,
+    "additional_target": lambda facts: facts.setup.additional_target or None,
+    "checkpointed": lambda facts: facts.setup.gradient_checkpointing is not False,
+    "model_parallel": _model_parallel,
+    "parallel_remainder": lambda facts: (_world(facts) or 0) % _model_parallel(facts),
+    "machine.world_size": _world,
+    "machine.gpus_per_node": _machine("gpus_per_node"),
+    "machine.nodes": _machine("nodes"),
+    "machine.ram_bytes": _machine("ram_bytes"),
+    "machine.disk_free_bytes": _machine("disk_free_bytes"),
+    "machine.nvlink": lambda facts: facts.machine.links.nvlink if facts.machine else None,
+    "machine.compute_capability": _capability,
+    "machine.has_bf16": _has_bf16,
+    "machine.vendor": lambda facts: _kind(facts, "vendor"),
+    "machine.architecture": lambda facts: _kind(facts, "architecture"),
+    "machine.geforce_series": _geforce_series,
+    "machine.mixed": _mixed,
+    "machine.mig": lambda facts: any(gpu.mig for gpu in facts.machine.gpus) if facts.machine else None,
+    "model.type": _spec("model_type"),
+    "model.architecture": lambda facts: None,
+    "model.layers": _spec("layers"),
+    "model.max_positions": _spec("max_positions"),
+    "model.is_moe": _spec("is_moe"),
+    "model.quantized": _quantized("method"),
+    "model.quantized_bits": _quantized("bits"),
+    "model.heads": lambda facts: _attention(facts, "heads"),
+    "model.head_dim": lambda facts: _attention(facts, "head_dim"),
+    "model.softcap": lambda facts: _attention(facts, "softcap"),
+    "model.layers_over_freeze": _layers_over_freeze,
+    "model.smallest_target_width": _smallest_target_width,
+}
+KNOWN_FIELDS: frozenset[str] = frozenset(FIELD_NAMES) | frozenset(DERIVED)
