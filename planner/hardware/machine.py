@@ -22,7 +22,10 @@ class GpuKind:
     """What the catalogue (rules/gpus.toml) says of a card; None where no source says so.
 
     ``dense_tflops`` maps a dtype ("bf16", "fp16", "tf32", "fp32", "fp8") to dense tensor throughput in TFLOP/s;
+    ``dtypes`` names what the architecture computes in hardware, also where no throughput is published.
     ``memory_bytes`` is what the driver reports as total where ``memory_reported``, else nominal.
+    Links are bytes/s in one direction (datasheets print NVLink as the sum of both);
+    ``nvlink_bridge``: NVLink only with a bridge, and between two cards.
     """
 
     id: str
@@ -32,10 +35,14 @@ class GpuKind:
     memory_bytes: int
     memory_reported: bool
     compute_capability: tuple[int, int] | None
-    dense_tflops: dict[str, float] = field(default_factory=dict)
+    dense_tflops: dict[str, float] = field(default_factory=dict, hash=False)
+    dtypes: tuple[str, ...] = ()
     bandwidth_bytes_per_s: float | None = None
     nvlink_bytes_per_s: float | None = None
+    nvlink_bridge: bool = False
     pcie_bytes_per_s: float | None = None
+    nominal_bytes: int | None = None
+    note: str | None = None
     source: str = ""
     checked: str = ""
 
@@ -61,8 +68,8 @@ class Gpu:
     @property
     def has_bf16(self) -> bool | None:
         """bfloat16 in hardware: compute capability 8.0 or newer; None if the card is unknown."""
-        if self.kind is not None and self.kind.vendor in ("amd", "ascend"):
-            return "bf16" in self.kind.dense_tflops
+        if self.kind is not None and self.kind.dtypes:
+            return "bf16" in self.kind.dtypes
         if self.compute_capability is None:
             return None
         return self.compute_capability >= (8, 0)
@@ -70,7 +77,10 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Links:
-    """How the GPUs of one node reach each other. None is unknown."""
+    """How the GPUs of one node reach each other: bytes/s in one direction. None is unknown.
+
+    ``nvlink`` and ``p2p`` hold for every pair; one pair without them makes them False.
+    """
 
     nvlink: bool | None = None
     p2p: bool | None = None
@@ -83,7 +93,7 @@ class Machine:
     """The hardware of a job: the GPUs of every node (nodes alike), host memory, disk.
 
     ``source`` is "flags", "file" or "probe". ``ram_bytes`` is per node and already the smaller of
-    physical memory and the cgroup limit.
+    physical memory and the cgroup limit. ``software`` maps a package to its installed version (probe only).
     """
 
     gpus: tuple[Gpu, ...]
@@ -95,6 +105,7 @@ class Machine:
     cpu_cores: int | None = None
     disk_free_bytes: int | None = None
     driver: str | None = None
+    software: dict[str, str] = field(default_factory=dict, hash=False)
     assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

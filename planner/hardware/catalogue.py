@@ -1,0 +1,173 @@
+"""rules/gpus.toml as GpuKind records: found by the name a person types. Rows become records only when asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from planner.errors import InputError, nearest
+from planner.hardware.machine import GpuKind
+from planner.rulebook.load import read_rules
+from planner.units import GIB, MIB
+
+# Bytes/s of one PCIe lane in one direction, after 128b/130b coding (PCI-SIG: 8, 16, 32 and 64 GT/s).
+PCIE_LANE_BYTES_PER_S = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
+
+_VENDOR_WORDS = re.compile(r"\b(nvidia|geforce|tesla|amd|instinct|radeon|huawei)\b", re.IGNORECASE)
+_SIZE = re.compile(r"\d{1,3}gb$")
+_SERIES = re.compile(r"^(rtx|gtx|rx)(?=\d)")
+
+Row = Mapping[str, Any]
+
+
+def search_key(text: str) -> str:
+    """What is left of a name without case, spaces, dashes, brackets and makers' words: ``rtx4090``."""
+    return re.sub(r"[^a-z0-9]", "", _VENDOR_WORDS.sub(" ", text).lower())
+
+
+def find_gpu(text: str, *, place: str = "--gpus") -> GpuKind:
+    """The card that a person means by ``RTX4090``, ``4090``, ``A100-80GB`` or the driver's own name.
+
+    Raises InputError: a name of several sizes lists them, an unknown one lists the nearest names.
+    """
+    rows = _by_key().get(search_key(text), ())
+    if not rows:
+        raise _unknown(text, place)
+    sold = [row for row in rows if not row.get("rebuilt")] or list(rows)
+    if len(sold) > 1:
+        offers = " or ".join(short_name(row) for row in rows)
+        raise InputError(f"{place} {text!r} stands for several cards; name one: {offers}")
+    return kind(sold[0])
+
+
+def knows(text: str) -> bool:
+    """True where the catalogue has the name, be it of one card or of several."""
+    return search_key(text) in _by_key()
+
+
+def gpu_by_id(identifier: str) -> GpuKind | None:
+    """The card with exactly this catalogue id."""
+    row = _by_id().get(identifier)
+    return kind(row) if row is not None else None
+
+
+def search_gpus(query: str) -> list[GpuKind]:
+    """Cards whose names, aliases or id hold every word of the query, in the file's order; all for ''."""
+    words = [search_key(word) or word.lower() for word in query.split()]
+    return [kind(row) for row in rows() if all(any(word in text for text in _texts(row)) for word in words)]
+
+
+def closest_names(text: str, *, limit: int = 3) -> list[str]:
+    """The catalogue names most like ``text``, best first."""
+    wanted = search_key(text)
+    keys = nearest(wanted, _by_key(), limit=limit * 2)
+    names = dict.fromkeys(short_name(_by_key()[key][0]) for key in keys)
+    return list(names)[:limit]
+
+
+def kind(row: Row) -> GpuKind:
+    """A row as a record."""
+    return _kind(row["id"])
+
+
+def short_name(row: Row) -> str:
+    """The shortest word that ``--gpus`` understands as exactly this row, such as ``RTX3080-10GB``."""
+    alias: str = row["aliases"][0]
+    found = _by_key()[search_key(alias)]
+    sold = [other for other in found if not other.get("rebuilt")] or list(found)
+    return alias if sold == [row] else f"{alias}-{row['memory']['gib']}GB"
+
+
+def name_for_flags(identifier: str) -> str:
+    """The word for ``--gpus`` of the card with this catalogue id."""
+    return short_name(_by_id()[identifier])
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """Every ``[[gpu]]`` of rules/gpus.toml."""
+    return tuple(read_rules("gpus")["gpu"])
+
+
+@cache
+def _by_id() -> dict[str, Row]:
+    return {row["id"]: row for row in rows()}
+
+
+@cache
+def _architectures() -> dict[str, Row]:
+    return {row["id"]: row for row in read_rules("gpus")["architecture"]}
+
+
+@cache
+def _by_key() -> dict[str, tuple[Row, ...]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows():
+        for key in _keys(row):
+            found.setdefault(key, []).append(row)
+    return {key: tuple(kept) for key, kept in found.items()}
+
+
+def _keys(row: Row) -> set[str]:
+    """Every word for a row: its id, aliases and names, each also with its size and without RTX or GTX."""
+    words = {search_key(word) for word in (row["id"], *row["aliases"], *row["names"])}
+    size = f"{row['memory']['gib']}gb"
+    words |= {word if word.endswith(size) else word + size for word in words}
+    return words | {_SERIES.sub("", word) for word in words}
+
+
+def _texts(row: Row) -> set[str]:
+    return _keys(row) | {row["architecture"]}
+
+
+def _unknown(text: str, place: str) -> InputError:
+    others = _by_key().get(_SIZE.sub("", search_key(text)), ())
+    if others:
+        sizes = " or ".join(short_name(row) for row in others)
+        return InputError(f"{place}: there is no {text!r} in the catalogue; that card is known as {sizes}")
+    close = closest_names(text)
+    offer = f"did you mean {' or '.join(close)}?" if close else "`plan gpus` lists what is known"
+    return InputError(f"{place}: GPU {text!r} is not in the catalogue; {offer}", hint="a size works too: 2x24GB")
+
+
+@cache
+def _kind(identifier: str) -> GpuKind:
+    row = _by_id()[identifier]
+    architecture = _architectures()[row["architecture"]]
+    memory = row["memory"]
+    capability = architecture.get("compute_capability")
+    reported = memory.get("driver_mib")
+    return GpuKind(
+        id=row["id"],
+        name=row["names"][0],
+        vendor=architecture["vendor"],
+        architecture=row["architecture"],
+        memory_bytes=reported * MIB if reported else memory["gib"] * GIB,
+        memory_reported=reported is not None,
+        nominal_bytes=memory["gib"] * GIB,
+        compute_capability=(capability[0], capability[1]) if capability else None,
+        dense_tflops={dtype: float(value) for dtype, value in row.get("tflops", {}).items()},
+        dtypes=tuple(architecture["dtypes"]),
+        bandwidth_bytes_per_s=_scaled(row.get("bandwidth_gb_per_s"), 1e9),
+        nvlink_bytes_per_s=_scaled(row.get("nvlink_gb_per_s"), 0.5e9),
+        nvlink_bridge=row.get("nvlink_bridge", False),
+        pcie_bytes_per_s=_pcie_bytes_per_s(row.get("pcie")),
+        note=row.get("note"),
+        source=_sources(row),
+        checked=str(row["checked"]),
+    )
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _pcie_bytes_per_s(pcie: Row | None) -> float | None:
+    return None if pcie is None else PCIE_LANE_BYTES_PER_S[pcie["generation"]] * pcie["lanes"]
+
+
+def _sources(row: Row) -> str:
+    parts: Iterable[str | None] = (row["source"], row.get("memory_source"))
+    return "; ".join(part for part in parts if part)

@@ -1,0 +1,56 @@
+"""What the driver says (name, total bytes) -> catalogue row, or an honest None."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from planner.hardware.catalogue import Row, kind, rows
+from planner.hardware.machine import GpuKind
+from planner.units import GIB
+
+# A total lies a little under the nominal size: 1/16 goes to inline ECC (T4, A10, L40S: 0.937), up to 3 % to the
+# driver itself (older releases). Sizes under one name differ by 1.2 and more (10, 12, 20 GB), so the bands never touch.
+LOWEST_SHARE = 0.90
+HIGHEST_SHARE = 1.03
+
+_MIG = re.compile(r"\s+MIG\s+\d+g\.\d+gb.*$", re.IGNORECASE)
+
+
+def identify(name: str, total_bytes: int | None) -> GpuKind | None:
+    """The catalogue row of a driver's whole name and total memory; None if either does not match one.
+
+    Names are compared whole, with any case and with or without the leading ``NVIDIA``, which drivers
+    before 465 leave out. Without a total, a name that only one row has still identifies.
+    """
+    candidates = _by_name().get(_whole_name(name), ())
+    if total_bytes is None:
+        return kind(candidates[0]) if len(candidates) == 1 else None
+    shares = [(abs(1 - _share(row, total_bytes)), row) for row in candidates if _matches(row, total_bytes)]
+    return kind(min(shares, key=lambda pair: pair[0])[1]) if shares else None
+
+
+def without_slice(name: str) -> str:
+    """A MIG slice's name without its profile: the card it is cut from."""
+    return _MIG.sub("", name)
+
+
+def _share(row: Row, total_bytes: int) -> float:
+    return total_bytes / float(row["memory"]["gib"] * GIB)
+
+
+def _matches(row: Row, total_bytes: int) -> bool:
+    return LOWEST_SHARE <= _share(row, total_bytes) <= HIGHEST_SHARE
+
+
+def _whole_name(name: str) -> str:
+    return " ".join(name.split()).casefold().removeprefix("nvidia ")
+
+
+@cache
+def _by_name() -> dict[str, tuple[Row, ...]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows():
+        for name in dict.fromkeys(_whole_name(name) for name in row["names"]):
+            found.setdefault(name, []).append(row)
+    return {name: tuple(kept) for name, kept in found.items()}

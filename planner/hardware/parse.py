@@ -1,0 +1,238 @@
+"""``3x20GB``, ``2xRTX4090``, ``2x8xH100-80GB``, ``2xRTX3090,1xRTX4090`` -> Machine, and back.
+
+    text  = group { "," group }
+    group = [ count "x" [ count "x" ] ] ( size | name )      two counts: nodes x GPUs of each
+
+Nothing is probed: RAM and links that are not given stay unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+
+from planner.errors import InputError
+from planner.hardware.machine import Gpu, GpuKind, Machine
+from planner.units import GIB, parse_size_bytes, show_gib
+
+EXAMPLE = "write such as 3x20GB, 2xRTX4090, 1xA100-80GB or 2x8xH100-80GB"
+
+SMALLEST_GPU_BYTES = 1 * GIB
+LARGEST_GPU_BYTES = 1024 * GIB
+MOST_GPUS_PER_NODE = 128  # an NVL72 rack, the largest machine with one memory fabric, has 72
+MOST_NODES = 16_384
+LONGEST_TEXT = 500
+
+# A job never sees a card's whole nominal memory: the driver keeps a part. Cards from 10 to 40 GB without inline ECC
+# leave CUDA at least 97.5 % (3080: 9.77 of 10 GiB, 5090: 31.36 of 32); the part grows to about 0.9 GiB on 80 GB
+# cards (H100: 79.1 of 80) and about 1 % beyond (H200: 139.7 of 141). PyTorch's out-of-memory messages state these.
+RESERVE_SHARE = 0.025
+RESERVE_CAP_BYTES = 1 * GIB
+RESERVE_SHARE_OF_LARGE = 0.01
+
+_COUNT = re.compile(r"^\s*([+-]?\d+)\s*[x×*]\s*", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"^\d{1,9}(\.\d{1,9})?\s*(gib|gb|g|mib|mb|m|tib|tb|t)$", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"^[+-]?\d*\.?\d*$", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    nodes: int
+    count: int
+    what: str
+
+
+def reserve_bytes(nominal_bytes: int) -> int:
+    """What is held back from a card of which only the size is known: 2.5 % up to 1 GiB, at least 1 %."""
+    share = min(int(nominal_bytes * RESERVE_SHARE), RESERVE_CAP_BYTES)
+    return max(share, int(nominal_bytes * RESERVE_SHARE_OF_LARGE))
+
+
+@lru_cache(maxsize=4096)
+def parse_machine(gpus: str, ram: str | None = None) -> Machine:
+    """The machine that ``--gpus`` and ``--ram`` describe. GB is nominal: N x 2**30 bytes.
+
+    Raises InputError, one sentence, for anything outside the grammar, a name that the catalogue does not
+    have or has several times, and for counts and sizes that no machine has.
+    """
+    groups = [_group(part, gpus) for part in _parts(gpus)]
+    nodes = _nodes(groups, gpus)
+    asked = sum(group.count for group in groups)
+    if asked > MOST_GPUS_PER_NODE:
+        raise InputError(
+            f"--gpus {gpus!r} asks for {asked} GPUs in one machine and {MOST_GPUS_PER_NODE} is the most; "
+            "write nodes x GPUs, such as 2x8xH100-80GB"
+        )
+    devices = tuple(_gpus(groups))
+    return Machine(gpus=devices, nodes=nodes, ram_bytes=_ram_bytes(ram), assumptions=_assumptions(devices))
+
+
+def format_gpus(machine: Machine) -> str:
+    """The ``--gpus`` text of a machine: what ``parse_machine`` reads back to the same cards.
+
+    A card that the catalogue does not know is written by its size, rounded up to whole GB.
+    """
+    runs = [(len(list(run)), what) for what, run in groupby(_word(gpu) for gpu in machine.gpus)]
+    nodes = f"{machine.nodes}x" if machine.nodes > 1 else ""
+    return ",".join(f"{nodes}{count}x{what}" for count, what in runs)
+
+
+def _word(gpu: Gpu) -> str:
+    if gpu.kind is not None and not gpu.mig:
+        from planner.hardware.catalogue import name_for_flags
+
+        return name_for_flags(gpu.kind.id)
+    size_bytes = gpu.nominal_bytes or gpu.total_bytes or gpu.capacity_bytes
+    if gpu.nominal_bytes and size_bytes % GIB:
+        return f"{size_bytes / GIB:.9f}".rstrip("0") + "GB"
+    return f"{-(-size_bytes // GIB)}GB"
+
+
+def _parts(text: str) -> list[str]:
+    if len(text) > LONGEST_TEXT:
+        raise InputError(f"--gpus is {len(text)} characters long, more than any machine needs; {EXAMPLE}")
+    if not text.strip():
+        raise InputError(f"--gpus is empty; {EXAMPLE}")
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise InputError(f"--gpus {text!r} has an empty group beside a comma; {EXAMPLE}")
+    return parts
+
+
+def _group(part: str, text: str) -> _Group:
+    """One group. As few counts as make the rest readable are split off: ``7900XTX`` is a name."""
+    counts: list[int] = []
+    rest = part
+    while not _readable(rest) and len(counts) < 2 and (found := _COUNT.match(rest)):
+        counts.append(_count(found[1], text))
+        rest = rest[found.end() :]
+    _check_rest(rest, counts, text)
+    nodes, count = [1, 1, *counts][-2:]
+    return _Group(nodes=nodes, count=count, what=rest)
+
+
+def _readable(text: str) -> bool:
+    if _SIZE.match(text):
+        return True
+    if _is_bare_number(text) and len(text) < 3:  # 20 is a forgotten unit, 4090 a card
+        return False
+    from planner.hardware.catalogue import knows
+
+    return knows(text)
+
+
+def _is_bare_number(text: str) -> bool:
+    return bool(text) and bool(_NUMBER.match(text))
+
+
+def _count(digits: str, text: str) -> int:
+    count = int(digits) if len(digits) <= 9 else MOST_NODES + 1
+    if count < 1:
+        raise InputError(f"--gpus {text!r} asks for {digits} GPUs; write a count of at least 1, such as 3x20GB")
+    if count > MOST_NODES:
+        raise InputError(f"--gpus {text!r}: a count of {digits} is more than any cluster has; {EXAMPLE}")
+    return count
+
+
+def _check_rest(rest: str, counts: Sequence[int], text: str) -> None:
+    """Raises the sentence that fits what is left once the counts are gone."""
+    if _readable(rest):
+        return
+    if not rest:
+        raise InputError(f"--gpus {text!r} has a count and no GPU after it; {EXAMPLE}")
+    if _is_bare_number(rest):
+        shown = f"{counts[-1]}x{rest}GB" if counts and rest.isdigit() else "3x20GB"
+        raise InputError(f"--gpus {text!r}: {rest!r} has no unit; write {shown} for a size in GB, or a card's name")
+    if rest[0] in "x×*" and rest[1:2].isdigit():
+        raise InputError(f"--gpus {text!r} has no count before the x; write 1{rest} or more")
+    if len(counts) == 2 and _COUNT.match(rest):
+        raise InputError(f"--gpus {text!r} has three counts; write nodes x GPUs x card, such as 2x8xH100-80GB")
+    if rest.startswith("-"):
+        raise InputError(f"--gpus {text!r}: {rest!r} is negative; {EXAMPLE}")
+
+
+def _nodes(groups: Sequence[_Group], text: str) -> int:
+    nodes = {group.nodes for group in groups}
+    if len(nodes) > 1:
+        raise InputError(f"--gpus {text!r} mixes groups of different node counts; all nodes must be alike")
+    return nodes.pop()
+
+
+def _gpus(groups: Sequence[_Group]) -> Iterator[Gpu]:
+    index = 0
+    for group in groups:
+        make = _anonymous if _SIZE.match(group.what) else _named
+        for _ in range(group.count):
+            yield make(group.what, index)
+            index += 1
+
+
+def _anonymous(size: str, index: int) -> Gpu:
+    nominal = parse_size_bytes(size, place="--gpus")
+    if not SMALLEST_GPU_BYTES <= nominal <= LARGEST_GPU_BYTES:
+        raise InputError(f"--gpus: {size!r} is no GPU's memory; sizes from 1GB to 1024GB are read")
+    reserve = reserve_bytes(nominal)
+    return Gpu(
+        index=index,
+        name=f"{nominal / GIB:g} GB GPU",
+        kind=None,
+        capacity_bytes=nominal - reserve,
+        total_bytes=None,
+        nominal_bytes=nominal,
+        reserve_bytes=reserve,
+    )
+
+
+def _named(name: str, index: int) -> Gpu:
+    from planner.hardware.catalogue import find_gpu
+
+    found = find_gpu(name)
+    reserve = 0 if found.memory_reported else reserve_bytes(found.memory_bytes)
+    return Gpu(
+        index=index,
+        name=found.name,
+        kind=found,
+        capacity_bytes=found.memory_bytes - reserve,
+        total_bytes=found.memory_bytes if found.memory_reported else None,
+        nominal_bytes=found.nominal_bytes,
+        reserve_bytes=reserve,
+        compute_capability=found.compute_capability,
+    )
+
+
+def _ram_bytes(ram: str | None) -> int | None:
+    if ram is None:
+        return None
+    if len(ram) > 40:
+        raise InputError(f"--ram is {len(ram)} characters long; write a size such as 64GB")
+    return parse_size_bytes(ram, place="--ram")
+
+
+def _assumptions(gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    """What was taken for granted, each sentence once."""
+    said = dict.fromkeys(sentence for gpu in gpus for sentence in _assumed(gpu))
+    return tuple(said)
+
+
+def _assumed(gpu: Gpu) -> list[str]:
+    if gpu.kind is not None:
+        return _assumed_of_kind(gpu, gpu.kind)
+    return [
+        f"{gpu.name}: {show_gib(gpu.reserve_bytes)} of {show_gib(gpu.nominal_bytes or 0)} is taken to be the driver's; "
+        "a card with inline ECC on (T4, A10, L4, A40, L40S) shows 6 % less, so name it instead",
+        f"{gpu.name}: compute capability 8.0 or newer is assumed, with bfloat16 and flash attention 2; "
+        "name the card if it is older",
+    ]
+
+
+def _assumed_of_kind(gpu: Gpu, kind: GpuKind) -> list[str]:
+    said = [f"{gpu.name}: {kind.note}"] if kind.note else []
+    if not kind.memory_reported:
+        said.append(
+            f"{gpu.name}: no source for the driver's total; nominal {show_gib(kind.memory_bytes)} "
+            f"less {show_gib(gpu.reserve_bytes)} for the driver"
+        )
+    return said
