@@ -42,12 +42,18 @@ def _as_checkpointing(value: Any) -> Any:
     return known.get(lowered, int(lowered) if lowered.isdigit() else lowered)
 
 
+def _as_number(value: Any) -> Any:
+    """A literal number arrives from the command line as a word."""
+    return int(value) if isinstance(value, str) and value.strip().isdigit() else value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
 Targets = Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_as_names)]
 Checkpointing = Annotated[
     bool | Literal["selective"] | Annotated[int, Field(ge=1)], BeforeValidator(_as_checkpointing)
 ]
 Count = Annotated[int, Field(ge=1)]
+Bits = Annotated[Literal[4, 8], BeforeValidator(_as_number)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
@@ -72,7 +78,7 @@ class TrainingSetup:
     lora_target: Targets = "all"
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     additional_target: Names = ()
-    quantization_bit: Literal[4, 8] | None = None
+    quantization_bit: Bits | None = None
     double_quantization: bool = True
     quantization_method: str = "bnb"
     seq_len: Count = 2048

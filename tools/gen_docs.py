@@ -1,0 +1,76 @@
+"""docs/cli.md from the table of flags that the commands are built from. Run by `make docs`; a test checks for drift."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = ROOT / "docs" / "cli.md"
+
+OPENING = """# The commands
+
+<!-- Written by `make docs` from the commands themselves; edit planner/cli instead. -->
+
+`plan` alone is the main job; the other verbs are its companions. Every command takes `--json` (one document on stdout
+and nothing else there) and `--help`. The result goes to stdout; warnings and errors go to stderr.
+
+| exit code | means |
+| --- | --- |
+| 0 | done, and it fits |
+| 1 | does not fit, or no plan fits |
+| 2 | bad input: one sentence on stderr says what, where, and the nearest valid choice |
+| 3 | a bug of ours; `VRAMPLAN_DEBUG=1` shows the traceback |
+| 5 | uncertain: it may fit |
+| 130 | interrupted |
+
+So `plan ... && train` is a guard. `plan estimate --from` returns the worst of its rows: 2, then 1, then 5, then 0.
+"""
+
+
+def page() -> str:
+    from typer.main import get_command
+
+    from planner.cli.app import EXAMPLES, build_app
+
+    group = get_command(build_app())
+    commands = {"plan": group} | {f"plan {name}": command for name, command in group.commands.items()}  # type: ignore[attr-defined]
+    sections = [section(name, command, EXAMPLES[name.split()[-1]]) for name, command in commands.items()]
+    return OPENING + "".join(sections)
+
+
+def section(name: str, command: object, example: str) -> str:
+    lines = [f"\n## {name}\n", f"```console\n$ {example}\n```\n", " ".join((command.help or "").split()), ""]  # type: ignore[attr-defined]
+    panel = None
+    for parameter in command.params:  # type: ignore[attr-defined]
+        if parameter.name == "help":
+            continue
+        heading = getattr(parameter, "rich_help_panel", None) or "Arguments and options"
+        if heading != panel:
+            lines += ["", f"| {heading} | |", "| --- | --- |"]
+            panel = heading
+        lines.append(f"| `{spelling(parameter)}` | {cell(parameter.help or '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def spelling(parameter: object) -> str:
+    names = [*parameter.opts, *parameter.secondary_opts]  # type: ignore[attr-defined]
+    if not names[0].startswith("-"):
+        return f"[{names[0].upper()}]"
+    value = "" if getattr(parameter, "is_flag", False) else f" {parameter.metavar or 'TEXT'}"  # type: ignore[attr-defined]
+    return " / ".join(names) + value
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def main() -> None:
+    if "--check" in sys.argv:
+        sys.exit(0 if TARGET.read_text(encoding="utf-8") == page() else "docs/cli.md is not current: run `make docs`")
+    TARGET.write_text(page(), encoding="utf-8")
+    print(TARGET.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
