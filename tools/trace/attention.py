@@ -109,7 +109,9 @@ def install() -> None:
 
     torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
     hf_flash._flash_attention_forward = flash_attention_2
-    masks.is_tracing = lambda *_: False  # fake tensors are taken for tracing, and a causal mask is built that a card skips
+    masks.is_tracing = lambda *_: (
+        False
+    )  # fake tensors are taken for tracing, and a causal mask is built that a card skips
     masks._ignore_causal_mask_sdpa = _ignores_mask
     masks.find_packed_sequence_indices = lambda *_: None  # it reads position ids; those here are never packed
 

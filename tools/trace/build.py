@@ -57,6 +57,7 @@ def _checkpoint(model: Any, setup: Setup) -> None:
 
 def _adapted(model: Any, setup: Setup) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
+
     targets = "all-linear" if setup.lora_target == "all" else list(setup.lora_target)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,

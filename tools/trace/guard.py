@@ -25,6 +25,7 @@ def install() -> None:
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(torch_dir / "lib" / name), mode=ctypes.RTLD_GLOBAL)
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    _claim_cuda_kernels()
     _answer_for_cuda()
 
 
@@ -49,6 +50,23 @@ def _compiled(torch_dir: Path) -> Path:
         subprocess.run(command, check=True)
         building.replace(library)
     return library
+
+
+FUSED_ON_CUDA = ("silu_backward", "mish_backward", "_fused_rms_norm", "_fused_rms_norm_backward")
+_LIBRARIES: list[object] = []
+
+
+def _claim_cuda_kernels() -> None:
+    """Says that CUDA has these kernels: without them autograd decomposes, with temporaries that no card allocates."""
+    import torch
+
+    def never(*_: object, **__: object) -> None:
+        raise RuntimeError("a fake tensor reached a kernel")
+
+    library = torch.library.Library("aten", "IMPL")
+    for name in FUSED_ON_CUDA:
+        library.impl(name, never, "CUDA", allow_override=True)
+    _LIBRARIES.append(library)
 
 
 def _answer_for_cuda() -> None:

@@ -39,7 +39,7 @@ def _one(row: dict[str, Any], out: Path | None, folder: Path | None) -> None:
     try:
         result = traced(setup, folder)
     except Exception as problem:
-        print(f"{setup.name}: {type(problem).__name__}: {problem}", file=sys.stderr)
+        print(f"{setup.name}: {type(problem).__name__}: {str(problem).splitlines()[0][:200]}", file=sys.stderr)
         if out is None:
             raise
         return
@@ -59,7 +59,7 @@ def traced(setup: Setup, folder: Path | None) -> dict[str, Any]:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{setup.name}.txt").write_text("\n".join(report.timeline(ledger)) + "\n")
-    return {**report.summary(ledger, model), "block_kept_bytes": report.block_deltas(ledger)}
+    return {**report.summary(ledger, model), **report.segments(ledger)}
 
 
 def versions() -> dict[str, str]:

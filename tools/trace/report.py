@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from ledger import Birth, Event, Ledger
 VIEWS = frozenset(
     "view t transpose expand unsqueeze squeeze slice detach alias _unsafe_view permute select split unbind".split()
 )
+BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)(?:\.| |$)")
 LAST = 1  # the second step: optimizer states exist from its start
 
 
@@ -48,15 +50,47 @@ def _line(birth: Birth) -> dict[str, Any]:
     }
 
 
-def block_deltas(ledger: Ledger, step: int = LAST) -> list[int]:
-    """Bytes each block but the last leaves alive after its own forward: from its start to the next one's."""
-    phase = f"forward {step}.0"
-    starts = [
-        live
-        for _, event, live in ledger.curve()
-        if event.kind == "mark" and event.phase == phase and event.text.startswith("block") and "starts" in event.text
-    ]
-    return [later - earlier for earlier, later in zip(starts[1:], starts[2:], strict=False)]
+def segments(ledger: Ledger, step: int = LAST) -> dict[str, Any]:
+    """Peaks of one step's stretches: embedding, blocks and head, forward and backward, absolute and per block.
+
+    A stretch belongs to the block whose operations run in it. ``block_kept``: live bytes from one block's start to
+    the next one's. ``block_*_window``: the highest point of a block's stretch above the bytes alive at its start.
+    """
+    peaks: dict[str, int] = {}
+    windows: dict[tuple[str, int], list[int]] = {}
+    starts: dict[int, int] = {}
+    at: dict[str, str] = {}
+    for _, event, live in ledger.curve():
+        phase, _, number = event.phase.partition(" ")
+        if phase not in ("forward", "backward") or number != f"{step}.0":
+            continue
+        found = BLOCK.search(event.where) if event.kind == "op" else None
+        if found:
+            at[phase] = found[1]
+        elif phase not in at:
+            at[phase] = "before"
+        elif event.kind == "op" and at[phase].isdigit() and event.where.strip() and event.where[0] not in "?<":
+            at[phase] = "after"
+        here = at[phase]
+        name = {"before": ("embed", "head"), "after": ("head", "embed")}.get(here, ("blocks", "blocks"))
+        key = f"{phase} {name[phase == 'backward']}"
+        peaks[key] = max(peaks.get(key, 0), live)
+        if here.isdigit():
+            window = windows.setdefault((phase, int(here)), [live, live])
+            window[1] = max(window[1], live)
+            if phase == "forward":
+                starts.setdefault(int(here), live)
+    ordered = [starts[index] for index in sorted(starts)]
+    return {
+        "segment_peak_bytes": peaks,
+        "block_kept_bytes": [later - earlier for earlier, later in zip(ordered[1:], ordered[2:], strict=False)],
+        "block_forward_window_bytes": _windows(windows, "forward"),
+        "block_backward_window_bytes": _windows(windows, "backward"),
+    }
+
+
+def _windows(windows: dict[tuple[str, int], list[int]], phase: str) -> list[int]:
+    return [window[1] - window[0] for (name, _), window in sorted(windows.items()) if name == phase]
 
 
 def timeline(ledger: Ledger, *, step: int = LAST, phases: tuple[str, ...] = ()) -> Iterator[str]:
