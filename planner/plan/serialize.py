@@ -1,0 +1,70 @@
+"""Plan -> the JSON object of the contract, and what of it can be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import planner
+from planner.plan.plan import Configuration, Plan, RungReport
+
+
+def plan_to_dict(
+    plan: Plan, *, folder: str | None = None, files: Sequence[str] = (), command: str | None = None
+) -> dict[str, Any]:
+    """The contract's object: bytes as integers, unknown as null; ``folder``, ``files``, ``command`` once written."""
+    answer: dict[str, Any] = {
+        "version": planner.__version__,
+        "verdict": plan.verdict,
+        "request": plain(plan.request),
+        "model": {"id": plan.model.id, "parameters": plan.model.parameters},
+        "machine": plain(plan.machine),
+        "chosen": configuration_to_dict(plan.chosen),
+        "configurations": [configuration_to_dict(each) for each in plan.configurations],
+        "alternatives": [configuration_to_dict(each) for each in plan.alternatives],
+        "ladder": [_rung(report) for report in plan.ladder],
+        "reasons": list(plan.reasons),
+        "folder": folder,
+        "files": list(files),
+        "command": command,
+        "assumptions": list(plan.assumptions),
+        "warnings": list(plan.warnings),
+    }
+    if plan.chosen is None:
+        answer["nearest_miss"] = configuration_to_dict(plan.nearest_miss)
+        answer["remedies"] = list(plan.remedies)
+    return answer
+
+
+def configuration_to_dict(configuration: Configuration | None) -> dict[str, Any] | None:
+    """One row of the table; None stays None."""
+    if configuration is None:
+        return None
+    return {
+        "class": configuration.method_class,
+        "profile": configuration.profile,
+        "safe": configuration.safe,
+        "reason": configuration.reason,
+        "setup": configuration.setup.to_dict(),
+        "estimate": configuration.estimate.to_dict(),
+        "speed": plain(configuration.speed),
+    }
+
+
+def _rung(report: RungReport) -> dict[str, Any]:
+    values: dict[str, Any] = plain(report)
+    return values
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready values of a record: tuples become lists, sets sorted lists, records objects."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(plain(each) for each in value)
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value
