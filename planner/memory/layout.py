@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ROOT_UNITS = frozenset({"embedding", "norm", "head"})  # what wrapping by transformer layer leaves in the root unit
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
@@ -24,11 +26,17 @@ class Unit:
     tensors: int = 0  # number of parameter tensors, for allocator rounding and persistence thresholds
     small_elements: int = 0  # elements in tensors of one dimension (norms, biases)
     expert_elements: int = 0  # of those, elements in experts
+    largest_frozen: int = 0  # elements of the largest frozen tensor
 
     @property
     def held_bytes(self) -> int:
         """Bytes of one unsharded unit as held between steps."""
         return self.frozen_bytes + self.trained * self.trained_bytes_each
+
+    @property
+    def is_root(self) -> bool:
+        """Embedding, final norm or head: not one of the repeated layers."""
+        return self.name in ROOT_UNITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +44,15 @@ class Layout:
     """Bytes on one GPU, unit by unit where the timeline needs it.
 
     ``weights`` is resident for the whole step. ``gradients`` maps a unit's name to the gradient bytes that one
-    such unit leaves behind once its backward is done. ``optimizer`` are the states (with master weights) after the
-    first step. Everything else is alive for a while only: ``gathered_*`` unsharded copies of weights beside the
-    shards, ``reducing`` gradient and reduce buffers of the unit in flight, ``resident_buffers`` communication
-    buffers that live for the whole run, ``step_temporaries`` what the optimizer step allocates at its worst
-    moment, ``end_of_backward`` what comes on top when the last gradient has arrived, ``load`` the peak of loading
-    (weights alone).
+    such unit adds and leaves behind once its backward is done; ``gradients_carried`` are alive before the forward
+    of the (last) micro batch already: flat gradient buffers, and what earlier micro batches accumulated.
+    ``gradients_at_step`` are those alive while the optimizer runs (None: carried and all units' together).
+    ``optimizer`` are the states (with master weights) after the first step. Everything else is alive for a while
+    only: ``gathered_*`` unsharded copies of weights beside the shards, ``reducing`` gradient and reduce buffers
+    from the first gradient to the end of backward, ``resident_buffers`` communication buffers that live for the
+    whole run, ``step_temporaries`` what the optimizer step allocates at its worst moment, ``end_of_backward`` what
+    comes on top of ``reducing`` when the last gradient has arrived, ``load`` the peak of loading (copies of
+    weights alone).
     """
 
     weights: int
@@ -55,4 +66,6 @@ class Layout:
     resident_buffers: int = 0
     end_of_backward: int = 0
     step_temporaries: int = 0
+    gradients_carried: int = 0
+    gradients_at_step: int | None = None
     notes: tuple[str, ...] = ()

@@ -1,0 +1,161 @@
+"""Fully sharded data parallelism: FSDP1 with flat parameters and FSDP2 (fully_shard), as accelerate sets them up.
+
+Source: torch/distributed/fsdp/_runtime_utils.py and _flat_param.py, torch/distributed/fsdp/_fully_shard, accelerate
+1.11 and 1.15 (accelerator.py prepare_model, utils/fsdp_utils.py). Layers are units; embedding, final norm and head
+are the root unit, gathered from the start of forward to the end of backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.errors import UnsupportedError
+from planner.memory.layout import Layout, Unit
+from planner.memory.optimizer import OptimizerCost
+from planner.memory.regime import Regime
+from planner.memory.shares import scale_bytes, share
+from planner.training import DTYPE_BYTES, TrainingSetup
+
+REDUCES_IN_FP32 = frozenset({"torchtitan"})  # its MixedPrecisionPolicy; accelerate reduces in the compute dtype
+
+
+def lay_out_fsdp(
+    setup: TrainingSetup, regime: Regime, units: Sequence[Unit], cost: OptimizerCost, ranks: int
+) -> Layout:
+    """Bytes on the worst rank under FSDP1 or FSDP2.
+
+    Raises UnsupportedError for an offload other than of everything.
+    """
+    offloaded = _offloads(setup)
+    held, scales = _held(setup, regime, units)
+    shards = share(held, ranks)
+    roots = [u for u in units if u.is_root]
+    layers = [u for u in units if not u.is_root]
+    root = sum(u.count * _unsharded(setup, regime, u) for u in roots)
+    layer = max((_unsharded(setup, regime, u) for u in layers), default=0)
+    staging = share(layer, ranks) if offloaded else 0
+    forward, backward = _units_in_flight(setup, regime)
+    gradients = _Gradients(setup, regime, units, ranks)
+    states = cost.state_bytes + cost.master_bytes
+    return Layout(
+        weights=scales + (0 if offloaded else shards),
+        gradients=gradients.by_unit(),
+        gradients_carried=gradients.carried(),
+        gradients_at_step=0 if offloaded else gradients.sharded,
+        optimizer=0 if offloaded else share(states, ranks),
+        load=scales + (0 if offloaded else shards) + max(layer, root),
+        gathered_forward=root + forward * layer + staging,
+        gathered_loss=root,
+        gathered_backward=root + backward * layer + staging,
+        reducing=gradients.reducing(),
+        end_of_backward=gradients.end(),
+        step_temporaries=0 if offloaded else share(cost.step_temporary_bytes, ranks),
+        notes=gradients.notes(),
+    )
+
+
+def _offloads(setup: TrainingSetup) -> bool:
+    if setup.offload in ("none", "all", "params"):  # CPUOffload moves shards, gradients and the step together
+        return setup.offload != "none"
+    raise UnsupportedError(
+        f"offload {setup.offload!r} is DeepSpeed's; parallelism {setup.parallelism} offloads parameters and "
+        "optimizer together: choose offload all"
+    )
+
+
+def _held(setup: TrainingSetup, regime: Regime, units: Sequence[Unit]) -> tuple[int, int]:
+    """Bytes that are sharded, and the quantization scales that are not.
+
+    accelerate 1.11 makes the whole FSDP2 model fp32 under mixed precision, frozen weights included.
+    """
+    held = scales = 0
+    for unit in units:
+        state = scale_bytes(setup, regime, unit)
+        frozen = unit.frozen_bytes - state
+        if regime.upcast_frozen_on_sharding and setup.quantization_bit is None:
+            frozen = max(frozen, 4 * unit.frozen)
+        held += unit.count * (frozen + unit.trained * unit.trained_bytes_each)
+        scales += unit.count * state
+    return held, scales
+
+
+def _unsharded(setup: TrainingSetup, regime: Regime, unit: Unit) -> int:
+    """Bytes of one gathered unit: packed weights as they are, others in the compute dtype."""
+    frozen = unit.frozen_bytes - scale_bytes(setup, regime, unit)
+    if not regime.autocast:
+        return frozen + unit.trained * unit.trained_bytes_each
+    compute = DTYPE_BYTES[regime.compute]
+    return min(frozen, unit.frozen * compute) + unit.trained * compute
+
+
+def _units_in_flight(setup: TrainingSetup, regime: Regime) -> tuple[int, int]:
+    """Gathered layers alive at once in forward and in backward.
+
+    FSDP1 frees a layer before it allocates the next one, in the order of the host program, which is the order
+    max_memory_allocated sees. Its backward prefetch (BACKWARD_PRE) gathers one layer ahead, except under reentrant
+    checkpointing: outputs of the no-grad forward carry no pre-backward hook, so nothing is marked for prefetch.
+    FSDP2 gathers into a buffer and copies out of it: forward keeps the buffer until the next layer's copy, backward
+    prefetches the next buffer.
+    """
+    if setup.parallelism == "fsdp2":
+        return 2, 2
+    return 1, 1 if regime.reentrant and setup.gradient_checkpointing is not False else 2
+
+
+class _Gradients:
+    """Gradients of one rank: unsharded per unit while a unit is in backward, sharded afterwards."""
+
+    def __init__(self, setup: TrainingSetup, regime: Regime, units: Sequence[Unit], ranks: int) -> None:
+        self.setup, self.units, self.ranks = setup, units, ranks
+        self.fsdp2 = setup.parallelism == "fsdp2"
+        self.offloaded = setup.offload != "none"
+        self.each = DTYPE_BYTES[regime.gradient]
+        self.compute = DTYPE_BYTES[regime.compute] if regime.autocast else self.each
+        self.reduce = 4 if setup.engine in REDUCES_IN_FP32 else self.compute
+        self.accumulates = setup.gradient_accumulation_steps > 1
+        elements = sum(u.count * u.trained for u in units)
+        self.elements = elements
+        self.sharded = share(elements * self.each, ranks)
+        self.layer = max((u.trained for u in units if not u.is_root), default=0)
+        self.root = sum(u.count * u.trained for u in units if u.is_root)
+
+    def by_unit(self) -> dict[str, int]:
+        """What one unit leaves behind: its shard; the root's stay whole until the end of backward."""
+        shard = 0 if self.offloaded else self.each
+        return {
+            u.name: 0
+            if self.accumulates
+            else u.trained * self.compute
+            if u.is_root
+            else share(u.trained * shard, self.ranks)
+            for u in self.units
+        }
+
+    def carried(self) -> int:
+        """Accumulation runs under no_sync, which leaves the gradients of the whole model unsharded.
+
+        transformers' Trainer enters accelerate's no_sync for every micro batch but the last (since 4.46); FSDP2
+        accumulates in the reduce dtype, FSDP1 in the compute dtype.
+        """
+        return self.elements * (self.reduce if self.fsdp2 else self.compute) if self.accumulates else 0
+
+    def reducing(self) -> int:
+        """What a layer's gradients are reduced through, with the new shard.
+
+        FSDP1: the flat gradient that those of the unit are joined into; FSDP2: the reduce-scatter input of one
+        layer, held until the next one's.
+        """
+        shard = share(self.layer * (self.reduce + self.each), self.ranks)
+        return self.layer * self.reduce + shard
+
+    def end(self) -> int:
+        """The same for the root, when the embedding's gradient has arrived last."""
+        shard = share(self.root * (self.reduce + self.each), self.ranks)
+        return max(0, self.root * self.reduce + shard - self.reducing())
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know."""
+        if self.accumulates and self.elements:
+            size = self.carried() / 1e9
+            return (f"gradient accumulation under FSDP keeps {size:.1f} GB of unsharded gradients on every GPU",)
+        return ()
