@@ -113,7 +113,7 @@ def _fms(row: Row) -> Setup:
         "loss": "fused_linear" if "liger" in framework else "fused" if "foak" in framework else "torch",
     }
     if row["method"] == "full":
-        # FSDP under mixed precision holds trained weights in fp32 (accelerate upcasts them), one GPU in the loaded dtype.
+        # FSDP under mixed precision holds trained weights in fp32 (accelerate upcasts), one GPU in the loaded dtype.
         return setup | {"param_dtype": "fp32" if autocast and row["gpus"] > 1 else "bf16"}
     setup |= {"lora_target": row["lora_targets"].split(","), "lora_dropout": 0.1, "adapter_dtype": "fp32"}
     if "autogptq" in framework:
@@ -147,7 +147,7 @@ TORCHTUNE_STEPS = ("packed", "compile", "chunkce", "actckpt", "optinbwd", "actof
 
 
 def _torchtune(row: Row) -> Setup:
-    """A cumulative table: each row adds one measure to those before it; the LoRA rows have all but the optimizer ones."""
+    """A cumulative table: a row adds one measure to those before it; LoRA rows have all but the optimizer ones."""
     name = row["id"].removeprefix("torchtune-flags-")
     step = TORCHTUNE_STEPS.index(name) if name in TORCHTUNE_STEPS else TORCHTUNE_STEPS.index("actoffload")
     setup: Setup = {
@@ -240,7 +240,7 @@ def _qwen(row: Row) -> Setup:
 
 
 def _fsdp_qlora(row: Row) -> Setup:
-    """The fsdp_qlora script: a plain loop, pure bf16, reentrant checkpointing, LoRA without o_proj (rank 64, its default)."""
+    """The fsdp_qlora script: a plain loop, pure bf16, reentrant checkpointing, LoRA without o_proj, rank 64 by default."""
     setup: Setup = {
         "engine": "fsdp_qlora",
         "optim": "adamw_torch",
