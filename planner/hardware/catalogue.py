@@ -54,9 +54,9 @@ def gpu_by_id(identifier: str) -> GpuKind | None:
 
 
 def search_gpus(query: str) -> list[GpuKind]:
-    """Cards whose names, aliases or id hold every word of the query, in the file's order; all for ''."""
+    """Cards whose names or architecture match every word of the query, in the file's order; all for ''."""
     words = [search_key(word) or word.lower() for word in query.split()]
-    return [kind(row) for row in rows() if all(any(word in text for text in _texts(row)) for word in words)]
+    return [kind(row) for row in rows() if all(_matches(row, word) for word in words)]
 
 
 def closest_names(text: str, *, limit: int = 3) -> list[str]:
@@ -118,8 +118,8 @@ def _keys(row: Row) -> set[str]:
     return words | {_SERIES.sub("", word) for word in words}
 
 
-def _texts(row: Row) -> set[str]:
-    return _keys(row) | {row["architecture"]}
+def _matches(row: Row, word: str) -> bool:
+    return word == search_key(row["architecture"]) or any(word in key for key in _keys(row))
 
 
 def _unknown(text: str, place: str) -> InputError:

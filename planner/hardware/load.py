@@ -25,7 +25,17 @@ def load_machine(*, gpus: str | None, ram: str | None, machine_file: str | None)
 
         return parse_machine(gpus, ram)
     machine = _machine_from_file(machine_file) if machine_file else _probed()
+    if not machine.gpus:
+        raise _no_gpu(machine_file)
     return machine if ram is None else replace(machine, ram_bytes=_ram_bytes(ram))
+
+
+def _no_gpu(machine_file: str | None) -> InputError:
+    where = f"--machine {machine_file!r} lists no GPU" if machine_file else "no GPU was found here"
+    return InputError(
+        f"{where} and none is named; say which, such as --gpus 3x20GB",
+        hint="`plan probe` shows what was looked for; `plan gpus` lists the cards that are known by name",
+    )
 
 
 def _ram_bytes(ram: str) -> int:
@@ -43,10 +53,4 @@ def _machine_from_file(path: str) -> Machine:
 def _probed() -> Machine:
     from planner.hardware.probe import probe
 
-    machine = probe()
-    if not machine.gpus:
-        raise InputError(
-            "no GPU was found here and none is named; say which, such as --gpus 3x20GB",
-            hint="`plan probe` shows what was looked for; `plan gpus` lists the cards that are known by name",
-        )
-    return machine
+    return probe()

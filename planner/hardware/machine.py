@@ -50,7 +50,8 @@ class GpuKind:
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
     """One device. ``capacity_bytes`` is what a job may use: free memory when probed, else the
-    driver's total where known, else the nominal size less ``reserve_bytes``."""
+    driver's total where known, else the nominal size less ``reserve_bytes``.
+    """
 
     index: int
     name: str
