@@ -240,7 +240,7 @@ def _qwen(row: Row) -> Setup:
 
 
 def _fsdp_qlora(row: Row) -> Setup:
-    """The fsdp_qlora script: a plain loop, pure bf16, reentrant checkpointing, LoRA without o_proj, rank 64 by default."""
+    """The fsdp_qlora script: a plain loop, pure bf16, reentrant checkpoints, no LoRA on o_proj, rank 64 by default."""
     setup: Setup = {
         "engine": "fsdp_qlora",
         "optim": "adamw_torch",

@@ -124,15 +124,20 @@ def _loss_share(setup: TrainingSetup) -> float:
     return float(table.get(f"loss_{path}", table["loss_chunked"]))
 
 
-def cached_bytes(setup: TrainingSetup, logits: int, window: int, gathered: int) -> int:
-    """What the caching allocator keeps beyond the live bytes at its peak, with unlimited memory.
+def reserved_bytes(
+    setup: TrainingSetup, allocated: int, *, logits: int, window: int, gathered: int, loss_phase: int, apart: int
+) -> int:
+    """The caching allocator's peak with unlimited memory.
 
-    Loss buffers and the buffers of a layer's backward differ in size, so the smaller of the two finds no room in what
-    the larger leaves; unsharded groups are gathered on a stream of their own, whose blocks other streams cannot take.
+    Three things keep blocks of one size from serving another: the loss's buffers differ in size from each other (the
+    phase of the loss counts with a share of them on top), blocks of one purpose seldom serve another (``apart``), and
+    unsharded groups are gathered on a stream of their own, whose blocks other streams cannot take.
     """
     table = rules()["cache"]
-    share = _loss_share(setup) * min(logits, window if window else logits)
-    return int(int(table["base_mib"]) * MIB + table["window"] * window + share + table["gathered"] * gathered)
+    live = max(
+        allocated + int(table["apart"] * max(apart - allocated, 0)), loss_phase + int(_loss_share(setup) * logits)
+    )
+    return live + int(table["base_mib"]) * MIB + int(table["window"] * window + table["gathered"] * gathered)
 
 
 def overheads(
@@ -144,25 +149,37 @@ def overheads(
     logits_bytes: int,
     window_bytes: int,
     gathered_bytes: int = 0,
+    loss_phase_bytes: int = 0,
+    apart_bytes: int = 0,
     coverage: float = COVERAGE,
     expandable: bool = False,
 ) -> Overheads:
     """What one GPU must hold for ``allocated_bytes`` of live tensors at the peak.
 
     ``logits_bytes`` are the loss's buffers, ``window_bytes`` what one layer needs in backward, ``gathered_bytes`` the
-    unsharded groups alive together; ``expandable`` says that the job sets expandable segments.
+    unsharded groups alive together, ``loss_phase_bytes`` all live bytes of the loss phase, ``apart_bytes`` the sum over
+    the parts of a breakdown of each part's largest size in any phase; 0 where it is not known. ``expandable`` says that
+    the job sets expandable segments.
     """
     gpu, ranks = machine.smallest, machine.world_size
     context = context_bytes(gpu.kind.architecture if gpu.kind is not None else None)
     nccl = nccl_bytes(machine.gpus_per_node, machine.nodes, machine.links.nvlink)
     table = rules()
-    cache = cached_bytes(setup, logits_bytes, window_bytes, gathered_bytes)
+    reserved = reserved_bytes(
+        setup,
+        allocated_bytes,
+        logits=logits_bytes,
+        window=window_bytes,
+        gathered=gathered_bytes,
+        loss_phase=loss_phase_bytes,
+        apart=apart_bytes,
+    )
     fragments = table["fragmentation"]["dynamic"] * window_bytes + table["fragmentation"]["logits"] * logits_bytes
     if expandable:
-        cache, fragments = int(cache * table["cache"]["expandable"]), fragments * table["fragmentation"]["expandable"]
+        reserved = allocated_bytes + int((reserved - allocated_bytes) * table["cache"]["expandable"])
+        fragments *= table["fragmentation"]["expandable"]
     below, above = margins(trust_class(setup, spec, ranks), coverage)
     upper = int(allocated_bytes * (1 + above))
-    reserved = allocated_bytes + cache
     return Overheads(
         context_bytes=context,
         nccl_bytes=nccl,
