@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 HF := .envs/hf
 LF := .envs/lf
-PIP_FLAGS := --quiet --disable-pip-version-check
+PIP_FLAGS := -qq --disable-pip-version-check
 ARGS ?= --gpus 3x20GB --model 7B
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
