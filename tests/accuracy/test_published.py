@@ -1,0 +1,52 @@
+"""Published runs on real GPUs: the bounds that the project set itself, and what was reached on held-out rows."""
+
+from __future__ import annotations
+
+import pytest
+from accuracy import MEASURES, Measure
+from comparisons import Comparison, Judged, compare, summary, wrong_verdicts
+
+NOT_STATABLE = {
+    "torchtitan-8b-fsdp8-compile-fp8": "float8",
+    "torchtitan-8b-fsdp128-compile-fp8": "float8",
+    "xtuner-ce-microbench-eager": "component",
+    "xtuner-ce-microbench-chunk1024": "component",
+}
+
+
+def test_every_row_is_compared_or_listed_with_its_reason(judged: list[Judged]) -> None:
+    problems = {one.name: one.problem for one in judged if one.problem}
+    assert problems.keys() == NOT_STATABLE.keys()
+    for name, reason in NOT_STATABLE.items():
+        assert reason in (problems[name] or "")
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.title)
+def test_allocated_memory_is_within_the_bound(measure: Measure, compared: list[Comparison]) -> None:
+    reached = summary([one.error for one in compared if measure.covers(one)])
+    assert reached["median"] <= measure.median
+    if measure.worst is not None:
+        assert reached["worst"] <= measure.worst
+
+
+@pytest.mark.parametrize("rule", ["ran_but_does_not_fit", "ran_out_but_fits", "required_below_allocated"])
+def test_verdicts_hold_on_the_card_of_the_run(rule: str, judged: list[Judged]) -> None:
+    assert wrong_verdicts(judged)[rule] == []
+
+
+@pytest.mark.parametrize("rule", ["ran_but_does_not_fit", "ran_out_but_fits", "required_below_allocated"])
+def test_verdicts_hold_on_rows_that_nothing_was_calibrated_on(rule: str, held_out: list[Judged]) -> None:
+    assert wrong_verdicts(held_out)[rule] == []
+
+
+def test_intervals_are_ordered_and_hold_the_prediction(judged: list[Judged]) -> None:
+    for one in judged:
+        if one.estimate is None:
+            continue
+        for meter, (low, high) in one.estimate.interval.items():
+            assert low <= getattr(one.estimate, meter) <= high, (one.name, meter)
+
+
+def test_held_out_rows_of_one_gpu_stay_close(held_out: list[Judged]) -> None:
+    errors = [one.error for one in compare(held_out) if one.meter == "allocated" and one.gpus == 1]
+    assert summary(errors)["median"] <= 0.01
