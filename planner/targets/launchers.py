@@ -68,11 +68,10 @@ def other_launchers(setup: TrainingSetup, context: EmitContext) -> tuple[Launche
     if setup.parallelism in ("fsdp", "fsdp2"):
         return ()
     torchrun = Launcher(name="torchrun", words=_torchrun(context), note="where torchrun is started by hand or by Slurm")
-    deepspeed = Launcher(
-        name="deepspeed",
-        words=_deepspeed(context),
-        note="--no_local_rank keeps the YAML the first argument; the GPUs are those of CUDA_VISIBLE_DEVICES",
-    )
+    note = "--no_local_rank keeps the YAML the first argument; the GPUs are those of CUDA_VISIBLE_DEVICES"
+    if context.nodes > 1:
+        note = f"hostfile has a line `<address> slots={context.gpus_per_node}` for every machine, the first one first"
+    deepspeed = Launcher(name="deepspeed", words=_deepspeed(context), note=note)
     if context.world_size == 1:
         return (torchrun, deepspeed) if setup.parallelism in ZERO else (torchrun,)
     note = "where accelerate is the house's launcher"
@@ -107,7 +106,8 @@ def _deepspeed(context: EmitContext) -> tuple[Word, ...]:
 
 def environment(setup: TrainingSetup, context: EmitContext) -> tuple[Variable, ...]:
     """What the run needs in its environment, each variable with its reason."""
-    return (*_devices(context), *_allocator(context), *_processes(setup, context), *_links(context))
+    processes = () if setup.parallelism in ("fsdp", "fsdp2") else _processes(setup, context)
+    return (*_devices(context), *_allocator(context), *processes, *_nodes(context), *_links(context))
 
 
 _VISIBLE = {"ascend": "ASCEND_RT_VISIBLE_DEVICES"}
@@ -140,13 +140,17 @@ def _processes(setup: TrainingSetup, context: EmitContext) -> tuple[Variable, ..
     if context.world_size > 1 or setup.parallelism in ZERO:
         why = "DeepSpeed needs a launcher even on one GPU" if context.world_size == 1 else "start through torchrun"
         found.append(Variable(name="FORCE_TORCHRUN", value="1", reason=why))
-    if context.nodes > 1:
-        found += [
-            Variable(name="NODE_RANK", value="", kind="required", reason="0 on the first machine, then 1, 2, ..."),
-            Variable(name="MASTER_ADDR", value="", kind="required", reason="address of the first machine"),
-            Variable(name="MASTER_PORT", value="29500", kind="default", reason="the same on every machine"),
-        ]
     return tuple(found)
+
+
+def _nodes(context: EmitContext) -> tuple[Variable, ...]:
+    if context.nodes == 1:
+        return ()
+    return (
+        Variable(name="NODE_RANK", value="", kind="required", reason="0 on the first machine, then 1, 2, ..."),
+        Variable(name="MASTER_ADDR", value="", kind="required", reason="address of the first machine"),
+        Variable(name="MASTER_PORT", value="29500", kind="default", reason="the same on every machine"),
+    )
 
 
 def _links(context: EmitContext) -> tuple[Variable, ...]:

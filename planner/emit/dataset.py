@@ -1,0 +1,137 @@
+"""What a plan trains on: the user's file registered by its columns, or the demo set that ships with the package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from planner.emit.columns import Table, describe_table, registration
+from planner.errors import InputError
+from planner.rulebook.paths import templates_dir
+from planner.training import PAIR_STAGES
+
+DEMO = "vramplan_demo"
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt")
+_TRAIN = ("train",)
+_VALID = ("valid", "val", "dev", "eval", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Registered data sets: ``info`` is dataset_info.json, ``texts`` files to write beside it.
+
+    ``samples`` None: not counted. ``is_demo``: the run proves that the folder works, and teaches nothing.
+    """
+
+    dataset: str
+    eval_dataset: str | None
+    info: dict[str, Any]
+    samples: int | None
+    is_demo: bool = False
+    texts: dict[str, str] = field(default_factory=dict)
+    shown: str = ""
+
+
+def data_source(path: str | None, stage: str) -> DataSource:
+    """The data of a plan: ``path`` (a file, or a folder with train and valid files), or the demo set for None.
+
+    Raises InputError naming the file, its columns and what the stage needs.
+    """
+    return demo_source(stage) if path is None else _user_source(Path(path).expanduser(), stage)
+
+
+def demo_source(stage: str) -> DataSource:
+    """The demo samples in the form that a stage reads."""
+    rows = _demo_rows(stage)
+    name = f"data/{DEMO}.json"
+    table = Table(columns=tuple(rows[0]), samples=len(rows), first=rows[0])
+    return DataSource(
+        dataset=DEMO,
+        eval_dataset=None,
+        info={DEMO: {"file_name": name} | registration(table, stage, place=name)},
+        samples=len(rows),
+        is_demo=True,
+        texts={name: json.dumps(rows, ensure_ascii=False, indent=1) + "\n"},
+        shown="the demo set that ships with vramplan",
+    )
+
+
+def _demo_rows(stage: str) -> list[dict[str, Any]]:
+    if stage in PAIR_STAGES:
+        return _demo_file("preferences")
+    if stage == "kto":
+        return [
+            {"instruction": pair["instruction"], "input": "", "output": pair[answer], "kto_tag": answer == "chosen"}
+            for pair in _demo_file("preferences")
+            for answer in ("chosen", "rejected")
+        ]
+    rows = _demo_file("instructions")
+    if stage == "pt":
+        return [{"text": " ".join(part for part in row.values() if part)} for row in rows]
+    return rows
+
+
+def _demo_file(name: str) -> list[dict[str, Any]]:
+    text = (templates_dir() / "demo" / f"{name}.json").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = json.loads(text)
+    return rows
+
+
+def _user_source(path: Path, stage: str) -> DataSource:
+    if path.is_dir():
+        train, valid = _train_file(path), _named(path, _VALID)
+    elif path.is_file():
+        train, valid = path, None
+    else:
+        raise InputError(
+            f"--data {str(path)!r} does not exist; give a file ({', '.join(SUFFIXES)}) or a folder of them"
+        )
+    table, info = _registered(train, stage)
+    infos: dict[str, Any] = {"train": info}
+    if valid is not None:
+        infos["valid"] = _registered(valid, stage)[1]
+    return DataSource(
+        dataset="train",
+        eval_dataset="valid" if valid is not None else None,
+        info=infos,
+        samples=table.samples,
+        shown=str(train.resolve()),
+    )
+
+
+def _train_file(folder: Path) -> Path:
+    named = _named(folder, _TRAIN)
+    if named is not None:
+        return named
+    files = _data_files(folder)
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files[:5]) or "none"
+        raise InputError(f"--data {str(folder)!r} has no train file and not exactly one data file (found: {found})")
+    return files[0]
+
+
+def _named(folder: Path, words: tuple[str, ...]) -> Path | None:
+    for word in words:
+        for file in _data_files(folder):
+            if file.stem.lower() == word or file.stem.lower().startswith((f"{word}-", f"{word}_", f"{word}.")):
+                return file
+    return None
+
+
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.name != "dataset_info.json"
+    )
+
+
+def _registered(path: Path, stage: str) -> tuple[Table, Mapping[str, Any]]:
+    absolute = str(path.resolve())
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"--data {str(path)!r} has no known ending; valid: {', '.join(SUFFIXES)}")
+    if any(letter in absolute for letter in "*?[]"):
+        raise InputError(f"--data {absolute!r} has one of * ? [ ] in its path, which the loader reads as a pattern")
+    table = describe_table(path)
+    return table, {"file_name": absolute} | registration(table, stage, place=f"--data {str(path)!r}")

@@ -1,0 +1,94 @@
+"""Plan -> the texts of its folder."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from planner.emit.dataset import DEMO, DataSource, data_source
+from planner.emit.readme import readme
+from planner.emit.render import comment, launcher_values, render, shell_variable
+from planner.emit.surroundings import anchored, emit_context
+from planner.errors import NothingFitsError, unknown_choice
+from planner.plan.plan import Configuration, Plan
+from planner.plan.serialize import plan_to_dict
+from planner.targets import TARGETS
+from planner.targets.context import EmitContext
+from planner.targets.launchers import chosen_launcher, environment, other_launchers
+from planner.training import TrainingSetup
+
+RUN_COMMAND = "bash launch.sh"
+
+
+def plan_files(plan: Plan) -> dict[str, str]:
+    """Relative name to text of everything in a plan's folder; the same plan gives the same texts.
+
+    Raises NothingFitsError for a plan without a choice, UnsupportedError where the engine cannot be told what was
+    chosen, InputError for data whose columns do not serve the stage.
+    """
+    if plan.chosen is None:
+        raise NothingFitsError("nothing fits, so there is nothing to write")
+    if plan.chosen.setup.engine not in TARGETS:
+        raise unknown_choice(plan.chosen.setup.engine, "files for --engine", TARGETS)
+    target = TARGETS[plan.chosen.setup.engine]
+    data = data_source(plan.request.data, plan.chosen.setup.stage)
+    context = emit_context(plan, plan.chosen.setup, data)
+    setup = target.settle(anchored(plan.chosen.setup), context)
+    texts = target.files(setup, context)
+    texts["dataset_info.json"] = json.dumps(data.info, ensure_ascii=False, indent=2) + "\n"
+    texts |= data.texts
+    texts["launch.sh"] = launch_script(setup, context, headline=_headline(plan, plan.chosen))
+    texts["README.md"] = readme(plan, plan.chosen, setup, context, data, names=(*texts, "plan.json", "README.md"))
+    return texts | {"plan.json": _plan_json(plan, texts)}
+
+
+def _plan_json(plan: Plan, texts: dict[str, str]) -> str:
+    """The whole plan; its folder is where it lies, so that the folder may be moved."""
+    names = sorted([*texts, "plan.json"])
+    whole = {"name": plan_name(plan)} | plan_to_dict(plan, folder=".", files=names, command=RUN_COMMAND)
+    return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
+
+
+def plan_name(plan: Plan) -> str:
+    """A folder name that says what was planned: ``qwen2.5-7b-instruct-sft-qlora-3x20gb``."""
+    model = plan.model.id.rstrip("/").rpartition("/")[2]
+    method = plan.chosen.setup.method if plan.chosen else "none"
+    parts = (model, plan.request.stage, method, _hardware_word(plan))
+    return re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-.") or "plan"
+
+
+def _hardware_word(plan: Plan) -> str:
+    if plan.request.gpus:
+        return plan.request.gpus
+    machine = plan.machine
+    count = f"{machine.nodes}x{len(machine.gpus)}" if machine.nodes > 1 else str(len(machine.gpus))
+    return f"{count}x{machine.smallest.name}"
+
+
+def _headline(plan: Plan, chosen: Configuration) -> str:
+    return f"{chosen.setup.stage} of {plan.model.id} by {chosen.setup.method} on {_hardware_word(plan)}"
+
+
+_REMEDIES = {
+    "llamafactory-cli": "install LLaMA-Factory: pip install llamafactory==0.9.5",
+    "accelerate": "install LLaMA-Factory, which brings it: pip install llamafactory==0.9.5",
+}
+
+
+def launch_script(setup: TrainingSetup, context: EmitContext, *, headline: str) -> str:
+    """The text of launch.sh for a settled setup: environment, the chosen launcher, the others as comments."""
+    launcher = chosen_launcher(setup, context)
+    program = str(launcher.words[0])
+    return render(
+        "launch.sh.j2",
+        headline=comment(headline),
+        environment=[shell_variable(each) for each in environment(setup, context)],
+        program=program,
+        remedy=_REMEDIES[program],
+        launcher=launcher_values(launcher),
+        others=[launcher_values(each) for each in other_launchers(setup, context)],
+        why_no_others="No other launcher passes FSDP's settings on to LLaMA-Factory.",
+    )
+
+
+__all__ = ["DEMO", "RUN_COMMAND", "DataSource", "launch_script", "plan_files", "plan_name"]
