@@ -48,7 +48,7 @@ def build_app() -> typer.Typer:
     from planner.cli.commands.rungs import rungs_command
 
     app = typer.Typer(cls=_Group, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    app.callback(cls=_Group, invoke_without_command=True)(plan_command)
+    app.callback(cls=_Group, invoke_without_command=True, help=_help(plan_command))(plan_command)
     commands = {
         "estimate": estimate_command,
         "probe": probe_command,
@@ -57,8 +57,14 @@ def build_app() -> typer.Typer:
         "rungs": rungs_command,
     }
     for name, command in commands.items():
-        app.command(name, cls=_Command)(command)
+        app.command(name, cls=_Command, help=_help(command))(command)
     return app
+
+
+def _help(command: Any) -> str:
+    """The docstring with each paragraph on one line, for the terminal to wrap."""
+    paragraphs = (command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def main() -> None:

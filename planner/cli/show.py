@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from planner.emit.write import Written
     from planner.plan.plan import Configuration, Plan, RungReport
 
 CLASS_NAMES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA", "other": "other"}
 
 
-def plan_screen(plan: Plan, *, folder: str | None = None, command: str | None = None) -> RenderableType:
-    """The whole screen of the main job; ``folder`` and ``command`` once they are written."""
+def plan_screen(plan: Plan, written: Written | None = None) -> RenderableType:
+    """The whole screen of the main job; ``written`` is the folder, once there is one."""
     from rich.console import Group
     from rich.text import Text
 
@@ -39,7 +40,7 @@ def plan_screen(plan: Plan, *, folder: str | None = None, command: str | None = 
         *notes("try", plan.remedies, style="bold"),
         *notes("assumed", plan.assumptions),
         *notes("warning", plan.warnings, style="yellow"),
-        *_next_step(folder, command),
+        *_next_step(written),
     )
 
 
@@ -198,12 +199,14 @@ def _speed_line(row: Configuration) -> list[RenderableType]:
     return [Text(f"about {speed.tokens_per_s:,.0f} tokens/s ({span}), bound by {speed.bound_by}; predicted")]
 
 
-def _next_step(folder: str | None, command: str | None) -> list[RenderableType]:
+def _next_step(written: Written | None) -> list[RenderableType]:
     from rich.text import Text
 
-    if folder is None:
+    if written is None:
         return []
-    lines: list[RenderableType] = [Text(), Text.assemble(("written", "bold"), f"  {folder}")]
-    if command is not None:
-        lines.append(Text.assemble(("run it ", "bold"), f"  {command}"))
-    return lines
+    how = "there already, unchanged" if written.unchanged else f"{len(written.files)} files"
+    return [
+        Text(),
+        Text.assemble(("written", "bold"), f"  {written.folder} ({how})"),
+        Text.assemble(("run it ", "bold"), f"  {written.command}"),
+    ]

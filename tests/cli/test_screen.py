@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from samples import GIB, a_configuration, a_machine, a_plan, a_spec, an_estimate
 from planner.cli import io as screen_io
 from planner.cli.show import batch_shape, plan_screen
 from planner.cli.show_estimate import estimate_screen, machine_line, rows_screen, verdict_line
+from planner.emit.write import Written
 from planner.errors import InputError
 
 
@@ -26,7 +28,7 @@ def flat(text: str) -> str:
 
 
 def test_the_main_screen_says_everything_at_80_columns() -> None:
-    text = drawn(plan_screen(a_plan(), folder="plans/x", command="bash plans/x/launch.sh"))
+    text = drawn(plan_screen(a_plan(), Written(folder=Path("plans/x"), files=("train.yaml",), unchanged=False)))
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "\x1b" not in text
     assert "…" not in text

@@ -10,6 +10,7 @@ from planner.cli.flags import PLAN_FLAGS, SETUP_FLAGS, comma_list, given, with_f
 from planner.errors import EXIT_DOES_NOT_FIT, EXIT_FITS, EXIT_UNCERTAIN, InputError, unknown_choice
 
 if TYPE_CHECKING:
+    from planner.emit.write import Written
     from planner.plan.plan import Plan, Request
 
 OBJECTIVES = ("quality", "speed", "memory")
@@ -27,6 +28,8 @@ def _plan(ctx: typer.Context, **values: Any) -> int:
     if ctx.invoked_subcommand:
         _refuse_leading_flags(ctx.invoked_subcommand, given(values, PLAN_FLAGS))
         return EXIT_FITS
+    if values["version"]:
+        return _say_version()
     from planner.hardware.load import load_machine
     from planner.model.catalogue import resolve
     from planner.plan.make import make_plan
@@ -44,6 +47,14 @@ def _refuse_leading_flags(command: str, stated: dict[str, Any]) -> None:
     if stated:
         name = "--" + next(iter(stated)).replace("_", "-")
         raise InputError(f"{name} stands before the command {command}; write it after: plan {command} {name} ...")
+
+
+def _say_version() -> int:
+    import planner
+    from planner.cli.io import write_out
+
+    write_out(f"vramplan {planner.__version__}")
+    return EXIT_FITS
 
 
 def request_from(values: dict[str, Any]) -> Request:
@@ -91,27 +102,28 @@ def _objective(text: str | None) -> Any:
 
 def _answer(plan: Plan, values: dict[str, Any]) -> int:
     """Write the folder of a plan that may run, then show the whole answer."""
+    from planner.cli.io import say, screen, write_out
+
     written = None if plan.chosen is None else _write(plan, values)
     if values["json"]:
-        _print_json(plan, written)
+        from planner.cli.jsonout import document
+        from planner.plan.serialize import plan_to_dict
+
+        names = {} if written is None else {"files": sorted(written.files), "command": written.command}
+        write_out(document(plan_to_dict(plan, folder=None if written is None else str(written.folder), **names)))
     else:
-        from planner.cli.io import screen
         from planner.cli.show import plan_screen
 
-        screen(plan_screen(plan))
+        screen(plan_screen(plan, written))
+    if plan.verdict == "uncertain":
+        say("warning: it is uncertain that this fits; the folder is written all the same")
+    if plan.verdict == "does_not_fit":
+        say("error: nothing that is allowed fits; no folder is written")
     return {"fits": EXIT_FITS, "uncertain": EXIT_UNCERTAIN, "does_not_fit": EXIT_DOES_NOT_FIT}[plan.verdict]
 
 
-def _write(plan: Plan, values: dict[str, Any]) -> Any:
-    from planner.emit.folder import plan_files
+def _write(plan: Plan, values: dict[str, Any]) -> Written:
+    from planner.emit.folder import plan_files, plan_name
     from planner.emit.write import write_folder
 
-    return write_folder(plan_files(plan), values["out"], force=bool(values["force"]))
-
-
-def _print_json(plan: Plan, written: Any) -> None:
-    from planner.cli.io import write_out
-    from planner.cli.jsonout import document
-    from planner.plan.serialize import plan_to_dict
-
-    write_out(document(plan_to_dict(plan)))
+    return write_folder(plan_files(plan), values["out"], bool(values["force"]), name=plan_name(plan))
