@@ -13,14 +13,23 @@ from planner.model.experts import EXPERTS
 from planner.model.families import DENSE, Traits, build
 from planner.model.keys import Keys
 from planner.model.spec import ModelSpec, Quantized
+from planner.model.vision import vision_tower
 
 FAMILIES: dict[str, Traits] = {**DENSE, **CLASSIC, **EXPERTS}
-# Wrappers and renamed copies whose text side is one of the above.
+# Text sides that are a family above under another name.
 SAME_AS: dict[str, str] = {
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
     "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "gemma3": "gemma3_text", "llama4": "llama4_text",
+    "mistral3": "mistral", "llava": "llama", "llava_next": "llama",
 }  # fmt: skip
+# Wrappers of a text and a vision model, with what they assume about tied embeddings. The older ones take the flag
+# from their text_config too, because it used to be saved there.
+WRAPPERS: dict[str, bool] = {
+    "qwen2_vl": False, "qwen2_5_vl": False, "qwen3_vl": False, "qwen3_vl_moe": False, "qwen3_5": False,
+    "qwen3_5_moe": False, "gemma3": True, "llama4": False, "mistral3": True, "llava": False, "llava_next": False,
+}  # fmt: skip
+_TIED_BY_TEXT = frozenset({"qwen2_vl", "qwen2_5_vl", "llava", "llava_next"})
 # Former names of the same code.
 RENAMED: dict[str, str] = {
     "RefinedWeb": "falcon", "RefinedWebModel": "falcon", "stablelm_epoch": "stablelm", "Yi": "llama",
@@ -60,11 +69,32 @@ def is_known(model_type: str) -> bool:
 
 
 def _text_spec(config: Mapping[str, Any], model_type: str, place: str) -> ModelSpec:
-    text_type = SAME_AS.get(model_type, model_type)
-    traits = FAMILIES.get(text_type)
-    if traits is None:
+    if model_type not in WRAPPERS:
+        return build(Keys(config, _family(model_type, place), place=place), _traits(model_type, place))
+    outer = Keys(config, model_type, place=place)
+    nested = outer.section("text_config")
+    text_type = str(nested.get("model_type") or model_type)
+    keys = Keys(
+        nested or config, _family(text_type, place), place=f"{place}, text_config" if nested else place,
+        nested=bool(nested),
+    )  # fmt: skip
+    spec = build(keys, _traits(text_type, place))
+    tied = outer.flag("tie_word_embeddings", default=WRAPPERS[model_type])
+    if model_type in _TIED_BY_TEXT:
+        tied = tied or keys.flag("tie_word_embeddings")
+    return replace(spec, tied_embeddings=tied, vision=vision_tower(config, model_type, spec.hidden, place))
+
+
+def _family(model_type: str, place: str) -> str:
+    """The family that has this type's rules. Raises UnsupportedError where none has."""
+    family = SAME_AS.get(model_type, model_type)
+    if family not in FAMILIES:
         raise unknown_type(model_type, place)
-    return build(Keys(config, text_type, place=place), traits)
+    return family
+
+
+def _traits(model_type: str, place: str) -> Traits:
+    return FAMILIES[_family(model_type, place)]
 
 
 def unknown_type(model_type: str, place: str) -> UnsupportedError:

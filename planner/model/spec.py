@@ -139,6 +139,7 @@ class ModelSpec:
     head_softcap: bool = False  # Gemma 2: tanh over the logits
     scaled_embedding: bool = False  # Gemma multiplies embeddings by sqrt(hidden)
     max_positions: int | None = None
+    dropout: bool = False  # residual dropout in training by the model's own config (GPT-2, StarCoder 1)
     parameters: int = 0
     active_parameters: int | None = None  # MoE: used for one token
     stored_dtype: Literal["bf16", "fp16", "fp32"] = "bf16"

@@ -1,0 +1,185 @@
+"""Vision towers and projectors: exact parameter counts from a ``vision_config``.
+
+Source: the modelling code of transformers 5.23 (clip, siglip, pixtral, qwen2_vl, qwen2_5_vl, qwen3_vl, llama4 and the
+wrappers llava, llava_next, gemma3, mistral3). Symbols: h width of the tower, i its feed-forward width, t width of the
+text model, d = h · merge² the width of merged patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from planner.errors import UnsupportedError
+from planner.model.keys import Keys
+from planner.model.spec import VisionTower
+
+# What the towers' config classes assume where a key is left out.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_vision_model": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "image_size": 224, "patch_size": 32,
+    },
+    "siglip_vision_model": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16,
+    },
+    "pixtral": {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "patch_size": 16,
+    },
+    "llama4_vision_model": {
+        "hidden_size": 768, "intermediate_size": 5632, "num_hidden_layers": 34, "image_size": 448, "patch_size": 14,
+        "projector_input_dim": 4096, "projector_output_dim": 4096, "vision_output_dim": 7680,
+    },
+    "qwen2_vl": {
+        "depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "patch_size": 14,
+        "spatial_merge_size": 2, "temporal_patch_size": 2,
+    },
+    "qwen2_5_vl": {
+        "depth": 32, "hidden_size": 3584, "intermediate_size": 3420, "patch_size": 14, "spatial_merge_size": 2,
+        "temporal_patch_size": 2, "out_hidden_size": 3584,
+    },
+    "qwen3_vl": {
+        "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 16, "spatial_merge_size": 2,
+        "temporal_patch_size": 2, "out_hidden_size": 3584, "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [8, 16, 24],
+    },
+    "qwen3_5": {
+        "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 16, "spatial_merge_size": 2,
+        "temporal_patch_size": 2, "out_hidden_size": 3584, "num_position_embeddings": 2304,
+    },
+}  # fmt: skip
+
+
+def vision_tower(config: Mapping[str, Any], model_type: str, text_hidden: int, place: str) -> VisionTower:
+    """The tower and projector of a wrapper config; ``text_hidden`` is t.
+
+    Raises UnsupportedError for a tower that is not known, InputError for impossible values.
+    """
+    section = config.get("vision_config")
+    given: Mapping[str, Any] = section if isinstance(section, Mapping) else {}
+    kind = _kind(model_type, given)
+    if kind not in _TOWERS:
+        raise UnsupportedError(f"{place}: the vision tower {kind!r} has no counting rules here; known: {_KNOWN}")
+    keys = Keys({**_DEFAULTS[kind], **given}, kind, place=f"{place}, vision_config", nested=True)
+    outer = Keys(config, model_type, place=place)
+    return _TOWERS[kind](keys, outer, text_hidden)
+
+
+def _kind(model_type: str, given: Mapping[str, Any]) -> str:
+    """A tower's own model_type, the families whose towers are written like their wrapper first."""
+    family = {"qwen3_vl_moe": "qwen3_vl", "qwen3_5_moe": "qwen3_5"}.get(model_type, model_type)
+    if family in _DEFAULTS:
+        return family
+    fallback = {"gemma3": "siglip_vision_model", "mistral3": "pixtral", "llama4": "llama4_vision_model"}
+    return str(given.get("model_type") or fallback.get(model_type, "clip_vision_model"))
+
+
+def _linear(inputs: int, outputs: int, *, bias: bool = True) -> int:
+    return inputs * outputs + (outputs if bias else 0)
+
+
+def _encoder_layer(h: int, i: int) -> int:
+    """LayerNorm, q k v o, LayerNorm, fc1 fc2, all with biases (CLIP, SigLIP, Llama 4)."""
+    return 4 * h + 4 * _linear(h, h) + _linear(h, i) + _linear(i, h)
+
+
+def _llava_projector(outer: Keys, h: int, t: int) -> int:
+    """Two layers from the chosen feature layers to the text model; LLaVA-NeXT adds a learned newline."""
+    bias = outer.flag("multimodal_projector_bias", default=True)
+    chosen = outer.raw("vision_feature_layer")
+    features = len(chosen) if isinstance(chosen, list) else 1
+    newline = t if outer.model_type in ("llava_next", "llava_next_video", "llava_onevision") else 0
+    return _linear(h * features, t, bias=bias) + _linear(t, t, bias=bias) + newline
+
+
+def _clip(keys: Keys, outer: Keys, t: int) -> VisionTower:
+    h, i, layers = keys.whole("hidden_size"), keys.whole("intermediate_size"), keys.whole("num_hidden_layers")
+    patch = keys.whole("patch_size")
+    positions = (keys.whole("image_size") // patch) ** 2 + 1
+    tower = h + 3 * patch**2 * h + positions * h + 4 * h + layers * _encoder_layer(h, i)
+    projector = _llava_projector(outer, h, t)
+    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+
+
+def _siglip(keys: Keys, outer: Keys, t: int) -> VisionTower:
+    h, i, layers = keys.whole("hidden_size"), keys.whole("intermediate_size"), keys.whole("num_hidden_layers")
+    patch = keys.whole("patch_size")
+    positions = (keys.whole("image_size") // patch) ** 2
+    tower = _linear(3 * patch**2, h) + positions * h + 2 * h + layers * _encoder_layer(h, i)
+    if keys.flag("vision_use_head", default=True):
+        tower += h + 4 * _linear(h, h) + 2 * h + _linear(h, i) + _linear(i, h)
+    projector = h * t + h if outer.model_type == "gemma3" else _llava_projector(outer, h, t)
+    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+
+
+def _pixtral(keys: Keys, outer: Keys, t: int) -> VisionTower:
+    h, i, layers = keys.whole("hidden_size"), keys.whole("intermediate_size"), keys.whole("num_hidden_layers")
+    heads = keys.whole("num_attention_heads")
+    inner = heads * (keys.maybe("head_dim") or h // heads)
+    tower = 3 * keys.whole("patch_size") ** 2 * h + h + layers * (2 * h + 4 * h * inner + 3 * h * i)
+    if outer.model_type == "mistral3":
+        merge = outer.whole("spatial_merge_size", 2)
+        bias = outer.flag("multimodal_projector_bias")
+        projector = h + h * h * merge**2 + _linear(h, t, bias=bias) + _linear(t, t, bias=bias)
+    else:
+        projector = _llava_projector(outer, h, t)
+    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+
+
+def _llama4(keys: Keys, outer: Keys, t: int) -> VisionTower:
+    h, i, layers = keys.whole("hidden_size"), keys.whole("intermediate_size"), keys.whole("num_hidden_layers")
+    patch = keys.whole("patch_size")
+    positions = (keys.whole("image_size") // patch) ** 2 + 1
+    middle, out = keys.whole("projector_input_dim"), keys.whole("projector_output_dim")
+    adapter = i * middle + middle * out
+    tower = h + positions * h + 3 * patch**2 * h + 4 * h + layers * _encoder_layer(h, i) + adapter
+    projector = keys.whole("vision_output_dim") * t
+    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+
+
+def _patches(keys: Keys, h: int, *, bias: bool = False) -> int:
+    """The 3-D convolution that reads the patches."""
+    return _linear(3 * keys.whole("temporal_patch_size") * keys.whole("patch_size") ** 2, h, bias=bias)
+
+
+def _qwen2(keys: Keys, outer: Keys, t: int) -> VisionTower:
+    h, layers, out = keys.whole("embed_dim"), keys.whole("depth"), keys.whole("hidden_size")
+    i = int(keys.number("mlp_ratio", 4) * h)
+    d = h * keys.whole("spatial_merge_size") ** 2
+    tower = _patches(keys, h) + layers * (4 * h + _linear(h, 3 * h) + _linear(h, h) + _linear(h, i) + _linear(i, h))
+    merger = 2 * h + _linear(d, d) + _linear(d, out)
+    return VisionTower(parameters=tower, projector_parameters=merger, hidden=h, layers=layers)
+
+
+def _qwen25(keys: Keys, outer: Keys, t: int) -> VisionTower:
+    h, i, layers = keys.whole("hidden_size"), keys.whole("intermediate_size"), keys.whole("depth")
+    d = h * keys.whole("spatial_merge_size") ** 2
+    block = 2 * h + _linear(h, 3 * h) + _linear(h, h) + 2 * _linear(h, i) + _linear(i, h)
+    merger = h + _linear(d, d) + _linear(d, keys.whole("out_hidden_size"))
+    return VisionTower(
+        parameters=_patches(keys, h) + layers * block, projector_parameters=merger, hidden=h, layers=layers
+    )
+
+
+def _qwen3(keys: Keys, outer: Keys, t: int) -> VisionTower:
+    h, i, layers = keys.whole("hidden_size"), keys.whole("intermediate_size"), keys.whole("depth")
+    d, out = h * keys.whole("spatial_merge_size") ** 2, keys.whole("out_hidden_size")
+    block = 4 * h + _linear(h, 3 * h) + _linear(h, h) + _linear(h, i) + _linear(i, h)
+    tower = _patches(keys, h, bias=True) + keys.whole("num_position_embeddings") * h + layers * block
+    merger = _linear(d, d) + _linear(d, out)
+    deep = len(keys.items("deepstack_visual_indexes") or []) if keys.model_type == "qwen3_vl" else 0
+    projector = 2 * h + merger + deep * (2 * d + merger)
+    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+
+
+_TOWERS: dict[str, Callable[[Keys, Keys, int], VisionTower]] = {
+    "clip_vision_model": _clip,
+    "siglip_vision_model": _siglip,
+    "pixtral": _pixtral,
+    "llama4_vision_model": _llama4,
+    "qwen2_vl": _qwen2,
+    "qwen2_5_vl": _qwen25,
+    "qwen3_vl": _qwen3,
+    "qwen3_5": _qwen3,
+}
+_KNOWN = ", ".join(_TOWERS)
