@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "cli.md"
@@ -34,30 +36,36 @@ def page() -> str:
     from planner.cli.app import EXAMPLES, build_app
 
     group = get_command(build_app())
-    commands = {"plan": group} | {f"plan {name}": command for name, command in group.commands.items()}  # type: ignore[attr-defined]
+    commands = {"plan": group} | {f"plan {name}": command for name, command in group.commands.items()}
     sections = [section(name, command, EXAMPLES[name.split()[-1]]) for name, command in commands.items()]
     return OPENING + "".join(sections)
 
 
-def section(name: str, command: object, example: str) -> str:
-    lines = [f"\n## {name}\n", f"```console\n$ {example}\n```\n", " ".join((command.help or "").split()), ""]  # type: ignore[attr-defined]
-    panel = None
-    for parameter in command.params:  # type: ignore[attr-defined]
-        if parameter.name == "help":
-            continue
-        heading = getattr(parameter, "rich_help_panel", None) or "Arguments and options"
-        if heading != panel:
-            lines += ["", f"| {heading} | |", "| --- | --- |"]
-            panel = heading
-        lines.append(f"| `{spelling(parameter)}` | {cell(parameter.help or '')} |")
+def section(name: str, command: Any, example: str) -> str:
+    """One command: its example, its words, its flags by panel."""
+    paragraphs = [textwrap.fill(each, 120) for each in (command.help or "").split("\n\n")]
+    lines = [f"\n## {name}\n", f"```console\n$ {example}\n```\n", "\n\n".join(paragraphs)]
+    for heading, parameters in panels(command).items():
+        lines += ["", f"| {heading} | |", "| --- | --- |"]
+        lines += [f"| `{spelling(each)}` | {cell(each.help or '')} |" for each in parameters]
     return "\n".join(lines) + "\n"
 
 
-def spelling(parameter: object) -> str:
-    names = [*parameter.opts, *parameter.secondary_opts]  # type: ignore[attr-defined]
+def panels(command: Any) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for parameter in command.params:
+        if parameter.name != "help":
+            found.setdefault(getattr(parameter, "rich_help_panel", None) or "Arguments and options", []).append(
+                parameter
+            )
+    return found
+
+
+def spelling(parameter: Any) -> str:
+    names = [*parameter.opts, *parameter.secondary_opts]
     if not names[0].startswith("-"):
         return f"[{names[0].upper()}]"
-    value = "" if getattr(parameter, "is_flag", False) else f" {parameter.metavar or 'TEXT'}"  # type: ignore[attr-defined]
+    value = "" if getattr(parameter, "is_flag", False) else f" {parameter.metavar or 'TEXT'}"
     return " / ".join(names) + value
 
 

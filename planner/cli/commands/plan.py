@@ -63,6 +63,11 @@ def request_from(values: dict[str, Any]) -> Request:
     from planner.plan.plan import Request
     from planner.training import setup_from_mapping
 
+    if not values["model"]:
+        raise InputError(
+            "--model is missing; name one, such as --model 7B or --model Qwen2.5-7B",
+            hint="`plan models` lists the catalogue; a folder, a config.json or a Hugging Face id will do too",
+        )
     pins = open_setup_values(given(values, _PINS))
     method = None if values["method"] in (None, "auto") else values["method"]
     fixed = {name: values[name] for name in ("model", "stage", "seq_len", "engine") if values[name] is not None}
