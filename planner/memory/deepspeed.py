@@ -181,21 +181,33 @@ def _stage3(
     forward, loss, backward = _gathered(setup, regime, units, buckets, ranks, params_off=params_off)
     bucket = 2 * buckets.reduce_bucket_elements if buckets.contiguous_gradients and sizes.trained_elements else 0
     scatter = 2 * _bucket_elements(buckets, sizes)  # reduce_scatter_coalesced concatenates the slices by rank
+    load = resident + masters + (0 if optimizer_off else 4 * group)  # each fp32 partition is converted, then cloned
+    if regime.quantized != "dense":  # read whole onto every GPU, then split
+        load = max(load, sizes.held)
     return Layout(
         weights=resident,
         gradients=dict.fromkeys((u.name for u in units), 0),
         gradients_carried=part,
         gradients_at_step=part,
         optimizer=0 if optimizer_off else share(cost.state_bytes + cost.master_bytes, ranks),
-        load=resident + masters + (0 if optimizer_off else 4 * group),  # each fp32 partition is converted, then cloned
+        load=load,
         gathered_forward=forward,
         gathered_loss=loss,
         gathered_backward=backward,
         reducing=scatter,
+        end_of_backward=_last_gather(setup, regime, units),
         resident_buffers=bucket,
         step_temporaries=0 if optimizer_off else _step3(cost, sizes, ranks, mine, group, gradient_bytes),
         notes=(f"ZeRO-3 leaves {backward / 1e9:.1f} GB of weights gathered during backward",),
     )
+
+
+def _last_gather(setup: TrainingSetup, regime: Regime, units: Sequence[Unit]) -> int:
+    """The embedding, gathered for its backward at the end, with its whole gradient where it trains."""
+    embedding = next((u for u in units if u.name == "embedding"), None)
+    if embedding is None or not embedding.trained:
+        return 0
+    return _gather_bytes(setup, regime, embedding) + 2 * embedding.trained
 
 
 def _step3(cost: OptimizerCost, sizes: Sizes, ranks: int, mine: int, group: int, gradient_bytes: int) -> int:
@@ -241,6 +253,13 @@ def _gather_bytes(setup: TrainingSetup, regime: Regime, unit: Unit) -> int:
     return unit.held_bytes - scale_bytes(setup, regime, unit)
 
 
+def _reuse_elements(setup: TrainingSetup) -> int:
+    """stage3_max_reuse_distance: as the JSON says, or DeepSpeed's default."""
+    config = setup.ds_config if isinstance(setup.ds_config, dict) else {}
+    stated = config.get("zero_optimization", {}).get("stage3_max_reuse_distance", MAX_REUSE_ELEMENTS)
+    return int(stated) if isinstance(stated, int | float) else MAX_REUSE_ELEMENTS
+
+
 def _kept_for_reuse(setup: TrainingSetup, regime: Regime, layers: Sequence[Unit], head: int) -> int:
     """Bytes of the last layers, whose next use is nearer than max_reuse elements (__params_to_release).
 
@@ -248,7 +267,7 @@ def _kept_for_reuse(setup: TrainingSetup, regime: Regime, layers: Sequence[Unit]
     forward and backward without checkpointing) and the head twice.
     """
     passes = 3 if setup.gradient_checkpointing is not False else 2
-    limit = 2 * MAX_REUSE_ELEMENTS
+    limit = 2 * _reuse_elements(setup)
     distance, kept = 2 * head, 0
     for unit in reversed(layers):
         size = _gather_bytes(setup, regime, unit)

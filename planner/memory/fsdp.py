@@ -37,13 +37,16 @@ def lay_out_fsdp(
     forward, backward = _units_in_flight(setup, regime)
     gradients = _Gradients(setup, regime, units, ranks)
     states = cost.state_bytes + cost.master_bytes
+    load = scales + (0 if offloaded else shards) + max(layer, root)
+    if regime.quantized != "dense":  # transformers reads quantized weights whole onto every GPU
+        load = max(load, held + scales)
     return Layout(
         weights=scales + (0 if offloaded else shards),
         gradients=gradients.by_unit(),
         gradients_carried=gradients.carried(),
         gradients_at_step=0 if offloaded else gradients.sharded,
         optimizer=0 if offloaded else share(states, ranks),
-        load=scales + (0 if offloaded else shards) + max(layer, root),
+        load=load,
         gathered_forward=root + forward * layer + staging,
         gathered_loss=root,
         gathered_backward=root + backward * layer + staging,

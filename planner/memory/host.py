@@ -1,0 +1,248 @@
+"""Host memory and disk of one node: processes, loading, offloaded states, saving.
+
+Counted is anonymous and pinned memory. Pages of checkpoint files that are only mapped (safetensors) belong to the
+page cache: the kernel shares them between ranks and takes them back, so they are mentioned, not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.memory.deepspeed import buckets_of
+from planner.memory.layout import Unit
+from planner.memory.optimizer import OptimizerCost
+from planner.memory.regime import DEEPSPEED, FSDP, Regime, version_of
+from planner.memory.shares import share, sizes_of
+from planner.training import DTYPE_BYTES, TrainingSetup
+from planner.units import GIB, MIB, show_gib
+
+# Private pages of one rank. Importing torch, transformers, peft, datasets and LLaMA-Factory: 0.6 GiB resident (measured
+# on a CPU build of torch 2.13); the CUDA context with cuBLAS, cuDNN and NCCL: 1.1 GiB (github.com/pytorch/pytorch
+# issue 12873 measures 1.1 GiB for the first kernel).
+RANK_BYTES = 1741 * MIB
+LIBRARY_BYTES = 3 * GIB // 2  # mapped pages of the CUDA libraries, shared by the ranks of a node
+LAUNCHER_BYTES = 800 * MIB  # llamafactory-cli (0.6 GiB, measured) and the torchrun agent stay beside the ranks
+WORKER_BYTES = 400 * MIB  # private pages of one data worker after its imports, measured as above
+CHECKPOINTS_KEPT = 3  # save_total_limit of the emitted configs; a new one is written before the oldest goes
+SHARD_BYTES = 50 * 10**9  # transformers 5 save_pretrained max_shard_size
+NVME_BUFFERS = 5 * 100_000_000 * 2  # DeepSpeed offload_param: buffer_count x buffer_size elements of 16 bit, pinned
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostNeed:
+    """Bytes of one node: at the worst moment, between steps, and on disk."""
+
+    peak_bytes: int
+    steady_bytes: int
+    disk_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+def host_bytes(
+    setup: TrainingSetup,
+    regime: Regime,
+    units: Sequence[Unit],
+    ranks: int,
+    gpus_per_node: int,
+    *,
+    cost: OptimizerCost | None = None,
+    hidden: int = 0,
+    data_workers: int = 0,
+) -> HostNeed:
+    """What the first node (which also saves) needs.
+
+    ``units`` as one GPU would hold them; ``cost`` for states outside the GPU (paged optimizers), ``hidden`` for
+    activations moved to the host, ``data_workers`` processes per rank. Leaves out: the data set itself.
+    """
+    node = _Node(setup, regime, units, ranks, min(gpus_per_node, ranks), cost, hidden)
+    runtime = LIBRARY_BYTES + LAUNCHER_BYTES + node.here * (RANK_BYTES + data_workers * WORKER_BYTES)
+    steady = node.offloaded() + node.paged() + node.activations()
+    loading, saving = node.loading(), node.saving()
+    return HostNeed(
+        peak_bytes=runtime + max(loading, steady + saving),
+        steady_bytes=runtime + steady,
+        disk_bytes=node.disk(),
+        notes=node.notes(loading, steady, saving),
+    )
+
+
+def pinned(size_bytes: int) -> int:
+    """Pinned memory as PyTorch hands it out: the next power of two (ATen/core/CachingHostAllocator.h)."""
+    return 1 << (size_bytes - 1).bit_length() if size_bytes > 0 else 0
+
+
+class _Node:
+    """One node of a setup; ``here`` ranks run on it."""
+
+    def __init__(
+        self,
+        setup: TrainingSetup,
+        regime: Regime,
+        units: Sequence[Unit],
+        ranks: int,
+        here: int,
+        cost: OptimizerCost | None,
+        hidden: int,
+    ) -> None:
+        self.setup, self.regime, self.units, self.ranks, self.here = setup, regime, units, ranks, here
+        self.cost, self.hidden = cost, hidden
+        self.kind = setup.parallelism or "none"
+        sizes = sizes_of(units, 4, 4)
+        self.trained = sizes.trained_elements
+        self.largest = sizes.largest_trained
+        frozen = sum(unit.count * unit.frozen for unit in units)
+        base = frozen + (0 if setup.is_adapter else self.trained)
+        self.stored = base * DTYPE_BYTES[regime.frozen]  # the checkpoint as it is read
+        self.upcast = 0 if setup.is_adapter else self.trained * max(0, 4 - DTYPE_BYTES[regime.frozen])
+        self.part = share(self.trained, ranks)
+        self.held = sizes.held
+
+    # -- loading --------------------------------------------------------------------------------------
+
+    def loading(self) -> int:
+        """Anonymous memory while the model is read."""
+        if self.regime.quantized != "dense":
+            return self._largest_file_tensor()  # quantized tensor by tensor on the GPU
+        if self.kind in FSDP:
+            copies = self.here if self._fills_every_rank() else 1
+            return copies * (self.stored + (self.upcast if self.setup.engine == "llamafactory" else 0))
+        if self.kind == "zero3":
+            fused = self.regime.stacked_experts and any(unit.expert_elements for unit in self.units)
+            return self.here * self.stored if fused else self._largest_file_tensor()
+        if self.setup.engine in ("llamafactory", "embedded"):
+            return self._largest_file_tensor()  # device_map: each mapped tensor goes to the GPU at once
+        return self.here * self.stored
+
+    def _fills_every_rank(self) -> bool:
+        """transformers 5 writes zeros where it used to leave memory untouched (_move_missing_keys_from_meta_to_device)."""
+        return version_of(self.setup, "transformers") >= (5,)
+
+    def _largest_file_tensor(self) -> int:
+        widest = max((max(u.largest_trained, u.largest_frozen) for u in self.units), default=0)
+        return self.here * DTYPE_BYTES[self.regime.frozen] * widest
+
+    def _loading_note(self) -> str:
+        size = show_gib(self.stored)
+        if self.kind in FSDP and self.regime.quantized == "dense" and self._fills_every_rank():
+            return (
+                f"every rank fills a whole copy of the model on the host before sharding ({size} each): transformers 5 "
+                "writes zeros on the ranks that wait for rank 0's weights"
+            )
+        return f"the checkpoint ({size}) is mapped into the page cache while it is read; that is not counted"
+
+    # -- training -------------------------------------------------------------------------------------
+
+    def offloaded(self) -> int:
+        """Weights, gradients and states that offloading keeps on this node."""
+        if self.setup.offload == "none":
+            return 0
+        if self.kind in FSDP:
+            return self.here * self._fsdp_offload()
+        if self.kind not in DEEPSPEED:
+            return 0
+        return self.here * (self._zero_optimizer() + self._zero_params())
+
+    def _fsdp_offload(self) -> int:
+        """Pinned shards and gradients, states beside them; one pinned block per unit."""
+        shards = sum(unit.count * pinned(share(unit.held_bytes, self.ranks)) for unit in self.units)
+        each = DTYPE_BYTES[self.regime.gradient]
+        gradients = sum(unit.count * pinned(share(unit.trained * each, self.ranks)) for unit in self.units)
+        return shards + gradients + self._states()
+
+    def _states(self) -> int:
+        if self.cost is None:
+            return 8 * self.part
+        return share(self.cost.state_bytes, self.ranks)
+
+    def _zero_optimizer(self) -> int:
+        """fp32 master 4, gradient 4, Adam's moments 8, 16-bit staging 2 bytes per element of this rank's part.
+
+        Stages 1 and 2 pin master, gradient and staging (stage_1_and_2.py); stage 3 pins the gradient of each
+        sub-group and the flat gradient partition (stage3.py). On NVMe only the swap buffers of one sub-group remain.
+        """
+        if self.setup.offload not in ("optimizer", "all", "nvme"):
+            return 0
+        buckets = buckets_of(self.setup, self.hidden)
+        block = pinned if buckets.pin_memory else int
+        if self.setup.offload == "nvme":
+            group = min(self.part, buckets.sub_group_elements)
+            return block(2 * self.part) + 4 * block(4 * group)
+        if self.kind == "zero3":
+            groups, rest = divmod(self.part, max(1, buckets.sub_group_elements))
+            gradients = groups * block(4 * buckets.sub_group_elements) + block(4 * rest)
+            return 12 * self.part + gradients + block(2 * self.part)
+        accumulated = block(2 * self.part) if self.setup.gradient_accumulation_steps > 1 else 0
+        staged = 2 * block(4 * self.part) + block(2 * self.part) + block(2 * self.largest)
+        return 8 * self.part + staged + accumulated
+
+    def _zero_params(self) -> int:
+        """16-bit shards of all weights, pinned; on NVMe the buffer pool and up to max_in_cpu (1e9) elements."""
+        if self.setup.offload not in ("params", "all", "nvme"):
+            return 0
+        shards = share(self.held, self.ranks)
+        if self.setup.offload == "nvme":
+            return pinned(NVME_BUFFERS) + min(shards, 2 * 10**9)
+        return pinned(shards)
+
+    def paged(self) -> int:
+        """Optimizer states in unified or ordinary host memory, every rank's own part."""
+        if self.cost is None:
+            return 0
+        return self.here * (
+            self.cost.host_state_bytes
+            if self.kind in ("none", "ddp")
+            else share(self.cost.host_state_bytes, self.ranks)
+        )
+
+    def activations(self) -> int:
+        """Checkpointed layer inputs that are kept on the host, pinned one by one."""
+        setup = self.setup
+        moved = setup.activation_offload or (setup.unsloth and setup.engine == "llamafactory")
+        if not moved or not self.hidden:
+            return 0
+        layers = sum(unit.count for unit in self.units if not unit.is_root)
+        tokens = setup.micro_batch_size * setup.sequences_per_sample * setup.seq_len
+        return self.here * layers * pinned(tokens * self.hidden * DTYPE_BYTES[self.regime.stream])
+
+    # -- saving ---------------------------------------------------------------------------------------
+
+    def saving(self) -> int:
+        """What rank 0 holds while it writes a checkpoint.
+
+        FSDP with FULL_STATE_DICT gathers weights, then states, on rank 0's host (accelerate
+        FullStateDictConfig(offload_to_cpu, rank0_only)); ZeRO-3 gathers 16-bit weights there
+        (stage3_gather_16bit_weights_on_model_save). Otherwise a file's tensors become bytes before they are written.
+        """
+        weights = sum(unit.count * unit.trained * unit.trained_bytes_each for unit in self.units)
+        if self.kind in FSDP:
+            whole = self.held if self.setup.is_adapter else weights
+            return max(whole, self.cost.state_bytes if self.cost else 8 * self.trained)
+        if self.kind == "zero3" and not self.setup.is_adapter:
+            return 2 * self.trained
+        return min(weights, SHARD_BYTES)
+
+    def disk(self) -> int:
+        """Model files, checkpoints with optimizer states, the final (or merged) model, swapped states."""
+        weights = sum(unit.count * unit.trained * unit.trained_bytes_each for unit in self.units)
+        states = (
+            self.cost.state_bytes + self.cost.master_bytes + self.cost.host_state_bytes
+            if self.cost
+            else 8 * self.trained
+        )
+        if self.kind in DEEPSPEED:  # each rank writes its part of the states on its own node
+            states = states * self.here // self.ranks
+        swapped = 0
+        if self.setup.offload == "nvme":  # fp32 master, both moments and the gradient, and the 16-bit weights
+            swapped = self.here * (16 * self.part + share(self.held, self.ranks))
+        final = max(weights, self.stored)  # a merged adapter is a whole model
+        return self.stored + (CHECKPOINTS_KEPT + 1) * (weights + states) + final + swapped
+
+    def notes(self, loading: int, steady: int, saving: int) -> tuple[str, ...]:
+        """What a reader should know of the figures."""
+        said = [self._loading_note()]
+        if steady:
+            said.append(f"host memory holds {show_gib(steady)} of offloaded data; pinned blocks are powers of two")
+        if saving > max(loading, GIB):
+            said.append(f"saving a checkpoint takes {show_gib(saving)} on the first node")
+        return tuple(said)
