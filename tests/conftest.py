@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time, and no deadline: a loaded machine is not a wrong answer.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 _OWN = ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "VRAMPLAN_DEBUG", "CUDA_VISIBLE_DEVICES", "HF_TOKEN")
 

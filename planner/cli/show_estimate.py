@@ -53,8 +53,8 @@ def headline(setup: TrainingSetup, spec: ModelSpec, answer: Estimate) -> Text:
     """Model, what is trained of it, and the shape of a step."""
     from rich.text import Text
 
-    trained = f"{show_count(answer.trainable_parameters)} of {show_count(answer.total_parameters)} parameters trained"
-    shape = f"{setup.micro_batch_size} × {setup.seq_len} tokens a step and GPU"
+    trained = f"{show_count(answer.trainable_parameters)} of {show_count(answer.total_parameters)} trained"
+    shape = f"{setup.micro_batch_size} × {setup.seq_len} tokens a GPU"
     return Text.assemble((spec.id, "bold"), f"  {setup.stage} {setup.method}, {trained}, {shape}")
 
 
