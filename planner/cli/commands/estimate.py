@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -19,7 +19,7 @@ from planner.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from planner.hardware.machine import Machine
     from planner.memory.result import Estimate
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 VERDICT_CODES = {"fits": EXIT_FITS, "uncertain": EXIT_UNCERTAIN, "does_not_fit": EXIT_DOES_NOT_FIT, None: EXIT_FITS}
 # Worst first: a row that cannot be read says nothing at all; then a run that will fail, then one that may.
 SEVERITY = (EXIT_OUR_BUG, EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_UNCERTAIN, EXIT_FITS)
+Key = TypeVar("Key")
+Found = TypeVar("Found")
 _NOT_SETUP = ("ram", "machine", "from", "json")
 
 
@@ -85,16 +87,17 @@ class Desk:
         return setup, spec, machine, estimate(setup, spec, machine)
 
 
-def _once(known: dict[Any, Any], key: Any, find: Any) -> Any:
+def _once(known: dict[Key, Found | PlannerError], key: Key, find: Callable[[], Found]) -> Found:
     """``find()`` remembered under ``key``, its expected failures too."""
     if key not in known:
         try:
             known[key] = find()
         except PlannerError as problem:
             known[key] = problem
-    if isinstance(known[key], PlannerError):
-        raise known[key]
-    return known[key]
+    found = known[key]
+    if isinstance(found, PlannerError):
+        raise found
+    return found
 
 
 def _one(stated: dict[str, Any], desk: Desk, *, as_json: bool) -> int:

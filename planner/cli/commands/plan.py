@@ -114,8 +114,10 @@ def _answer(plan: Plan, values: dict[str, Any]) -> int:
         from planner.cli.jsonout import document
         from planner.plan.serialize import plan_to_dict
 
-        names = {} if written is None else {"files": sorted(written.files), "command": written.command}
-        write_out(document(plan_to_dict(plan, folder=None if written is None else str(written.folder), **names)))
+        whole = plan_to_dict(plan)
+        if written is not None:
+            whole |= {"folder": str(written.folder), "files": sorted(written.files), "command": written.command}
+        write_out(document(whole))
     else:
         from planner.cli.show import plan_screen
 
