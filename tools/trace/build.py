@@ -42,6 +42,8 @@ def _base(setup: Setup, dtype: torch.dtype) -> Any:
     kernel = "sdpa" if setup.attention == "flash_attention_2" else setup.attention
     with no_init_weights(), torch.device(CUDA):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernel)
+    if setup.experts:
+        model.set_experts_implementation(setup.experts)
     model.tie_weights()
     model.config._attn_implementation = setup.attention
     return model

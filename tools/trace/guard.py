@@ -86,3 +86,7 @@ def _answer_for_cuda() -> None:
     torch.cuda.get_device_capability = lambda *_: (8, 0)
     torch.cuda.synchronize = lambda *_: None
     torch.cuda._lazy_init = lambda: None
+    # torch.tensor(1, device="cuda") is made on the host and faked there, as on any build without CUDA.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    FakeTensorMode.avoid_device_init = property(lambda _: True)

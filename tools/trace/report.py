@@ -34,7 +34,7 @@ def summary(ledger: Ledger, model: torch.nn.Module) -> dict[str, Any]:
         "start_of_forward_bytes": ledger.live_at_mark("phase forward 1.0"),
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "alive_at_peak": [_line(b) for b in ledger.live_at(raw[phase].at)[:16] if b.phase != "load"],
+        "alive_at_peak": [_line(b) for b in ledger.live_at(raw[phase].at)[:10] if b.phase != "load"],
     }
 
 

@@ -28,6 +28,7 @@ class Setup:
     gradient_checkpointing: bool = False
     use_reentrant: bool = False
     attention: str = "sdpa"
+    experts: str | None = None
     liger_kernel: bool = False
     fused_linear: bool = False
     seq_len: int = 2048

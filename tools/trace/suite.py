@@ -67,13 +67,13 @@ FAMILIES: dict[str, Row] = {
         "model_type": "deepseek_v2", "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408,
         "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 102400, "n_routed_experts": 64,
         "n_shared_experts": 2, "num_experts_per_tok": 6, "kv_lora_rank": 512, "q_lora_rank": None,
-        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 1,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 0,
     },
     "deepseek-v3": {
         "model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
         "num_attention_heads": 128, "num_key_value_heads": 128, "vocab_size": 129280, "n_routed_experts": 256,
         "n_shared_experts": 1, "num_experts_per_tok": 8, "kv_lora_rank": 512, "q_lora_rank": 1536,
-        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 3,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "first_k_dense_replace": 0,
         "n_group": 8, "topk_group": 4,
     },
     "gpt2-xl": {"model_type": "gpt2", "n_embd": 1600, "n_head": 25, "n_positions": 2048, "vocab_size": 50257},
@@ -136,6 +136,8 @@ FAMILIES: dict[str, Row] = {
     },
 }
 
+EAGER_ONLY = frozenset({"gemma2", "bloom", "gpt_oss"})  # transformers 5.23 gives these no sdpa path
+
 MODES: dict[str, Row] = {
     "full-bf16": {"method": "full"},
     "full-fp32-autocast": {"method": "full", "param_dtype": "fp32", "autocast": "bf16"},
@@ -161,6 +163,7 @@ def families(names: list[str]) -> Iterator[Row]:
                         "config": deep(FAMILIES[family], layers),
                         **options,
                         "gradient_checkpointing": checkpointing,
+                        "attention": "eager" if FAMILIES[family]["model_type"] in EAGER_ONLY else "sdpa",
                     }
 
 
@@ -204,8 +207,8 @@ def variants() -> Iterator[Row]:
         yield {**row, "gradient_checkpointing": True, "use_reentrant": True}
     for layers in (2, 4):
         for mode, options in MODES.items():
-            row = {"name": f"gemma2-9b-{layers}-{mode}-eager", "config": deep(FAMILIES["gemma2-9b"], layers)}
-            yield {**row, **options, "attention": "eager"}
+            row = {"name": f"gemma2-9b-{layers}-{mode}-fa2", "config": deep(FAMILIES["gemma2-9b"], layers)}
+            yield {**row, **options, "attention": "flash_attention_2"}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ class Tracker(TorchDispatchMode):
         if func.namespace == "prim":
             return func(*args, **(kwargs or {}))
         before = self.where()
+        func = _as_on_a_card(func, args)
         out = func(*args, **(kwargs or {}))
         name = str(func).removeprefix("aten.")
         if self.op_log:
@@ -76,6 +78,43 @@ class Tracker(TorchDispatchMode):
         if torch.is_grad_enabled():
             self.made_in[torch._C._autograd._get_sequence_nr() - 1] = self.stack[-1]
         return self.stack[-1]
+
+
+# Backward formulas that write in place, except where they meet a tensor subclass (FunctionsManual.cpp).
+IN_PLACE_IN_BACKWARD = {
+    ("IndexBackward0", torch.ops.aten.index_put.default): torch.ops.aten.index_put_.default,
+    ("TopkBackward0", torch.ops.aten.scatter.src): torch.ops.aten.scatter_.src,
+    ("SortBackward0", torch.ops.aten.scatter.src): torch.ops.aten.scatter_.src,
+    ("GatherBackward0", torch.ops.aten.scatter_add.default): torch.ops.aten.scatter_add_.default,
+}
+LAST_HOLDER = (4, 2)  # references to a tensor and its storage when only the engine and this call hold it
+
+
+def _as_on_a_card(func: Any, args: Any) -> Any:
+    """The operation a card would run: autograd avoids writing into fake tensors, and into nothing else."""
+    node = torch._C._current_autograd_node()
+    if node is None or torch.is_grad_enabled():
+        return func
+    if func is torch.ops.aten.add.Tensor and _engine_accumulates(args[0]):
+        return torch.ops.aten.add_.Tensor
+    return IN_PLACE_IN_BACKWARD.get((node.name(), func), func)
+
+
+def _engine_accumulates(held: Any) -> bool:
+    """True where the engine adds a second gradient into one that nobody else holds (input_buffer.cpp)."""
+    if not isinstance(held, torch.Tensor) or _caller() != "_engine_run_backward":
+        return False
+    counts = (held._use_count(), torch._C._storage_Use_Count(held.untyped_storage()._cdata))
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(held.shape, held.stride(), strict=True))
+    return counts == LAST_HOLDER and extent == held.numel()
+
+
+def _caller() -> str:
+    """The Python function that the operation was called from, past torch's wrappers of the tracker."""
+    frame = sys._getframe(4)
+    while frame.f_back is not None and frame.f_code.co_filename.endswith(("eval_frame.py", "_compile.py")):
+        frame = frame.f_back
+    return frame.f_code.co_name
 
 
 def short(tensor: torch.Tensor) -> str:

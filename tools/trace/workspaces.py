@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-FLASH_ROUND = 128
-
 
 def workspace_bytes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
     """Bytes of temporaries of one operation; zero where none are known."""
@@ -18,54 +16,69 @@ def workspace_bytes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     return rule(args, kwargs, out) if rule else 0
 
 
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
 def _flash_backward(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
     """softmax_d and dq_accum in fp32; under grouped heads dk and dv for every query head (flash_api.cpp, mha_bwd)."""
-    _, query, key = args[:3]
+    grad, query, key = args[:3]
     batch, heads, tokens, width = query.shape
     kv_heads, kv_tokens = key.shape[1], key.shape[2]
-    round_tokens = -(-tokens // FLASH_ROUND) * FLASH_ROUND
-    round_width = -(-width // 32) * 32
-    softmax_d = batch * heads * round_tokens * 4
-    dq_accum = batch * round_tokens * heads * round_width * 4
+    padded_tokens = _up(tokens, 128)
+    padded_width = _up(width, 32) if width <= 192 else 256
+    softmax_d = batch * heads * padded_tokens * 4
+    dq_accum = batch * padded_tokens * heads * padded_width * 4
     expanded = 2 * batch * kv_tokens * heads * width * query.element_size() if kv_heads != heads else 0
-    return softmax_d + dq_accum + expanded
+    copied = 0 if grad.transpose(1, 2).is_contiguous() else grad.numel() * grad.element_size()
+    return softmax_d + dq_accum + expanded + copied
+
+
+def _efficient_forward(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """An fp32 output beside the 16-bit one where a head is wider than a block of keys (kernel_forward.h)."""
+    query, _, value = args[:3]
+    batch, heads, tokens, _ = query.shape
+    return batch * heads * tokens * value.shape[-1] * 4 if value.shape[-1] > 128 and query.element_size() == 2 else 0
 
 
 def _efficient_backward(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-    """delta in fp32 (attention_backward.cu); the fp32 dq workspace where a head is wider than 64 or dtype is not fp32."""
-    _, query, key, value = args[:4]
+    """delta, and fp32 staging for dq, and for dk and dv of wide heads (attention_backward.cu, kernel_backward.h)."""
+    grad, query, key, value = args[:4]
     batch, heads, tokens, width = query.shape
-    kv_tokens, value_width = key.shape[2], value.shape[3]
-    padded_tokens = -(-tokens // 16) * 16
-    delta = batch * heads * padded_tokens * 4
-    return delta + _efficient_workspace(batch, heads, tokens, kv_tokens, width, value_width, query.element_size())
+    value_width, kv_tokens = value.shape[-1], key.shape[2]
+    half = query.element_size() == 2
+    rows, columns, in_registers = _efficient_blocks(max(width, value_width), half)
+    blocks = -(-tokens // rows) * -(-width // columns)
+    staged = blocks * (rows * columns + 4)
+    if half and not in_registers:
+        splits = max(1, min(-(-kv_tokens // columns), 200 // (batch * heads)))
+        staged += splits * columns * (_up(width, rows) + _up(value_width, rows))
+    delta = batch * heads * tokens * 4
+    copied = 0 if grad.transpose(1, 2).is_contiguous() else grad.numel() * grad.element_size()
+    return delta + batch * heads * _up(staged, 4) * 4 + copied
 
 
-def _efficient_workspace(b: int, a: int, q: int, k: int, dk: int, dv: int, itemsize: int) -> int:
-    """gq (fp32 accumulation) and, for wide heads, gk and gv accumulators, padded to the kernel's blocks."""
-    if itemsize == 4:
-        return 0
-    block_i, block_j = (64, 64) if max(dk, dv) > 128 else (128, 64)
-    up = lambda n, m: -(-n // m) * m  # noqa: E731
-    grad_q = up(q, block_i) * up(dk, 64) * 4
-    grad_kv = up(k, block_j) * (up(dk, 64) + up(dv, 64)) * 4 if max(dk, dv) > 128 else 0
-    return b * a * (grad_q + grad_kv)
+def _efficient_blocks(width: int, half: bool) -> tuple[int, int, bool]:
+    """Queries and keys of a block, and whether dk and dv stay in registers, on compute capability 8.0 and up."""
+    if width <= 64:
+        return 64, 64, half
+    if not half:
+        return 128, 64, False
+    if width <= 96:
+        return 128, 64, True
+    return (128, 128, True) if width <= 128 else (128, 64, False)
 
 
 def _embedding_backward(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-    """Above 3,072 indices: sorted copies (four int64 vectors, and the sort's own two) and fp32 partial sums per segment.
-
-    Segments are data dependent: all tokens distinct, ten rows each (EmbeddingBackwardKernel.cu), is the upper bound used.
-    """
+    """Above 3,072 tokens: one fp32 row per token and six vectors of indices (EmbeddingBackwardKernel.cu)."""
     grad, indices = args[:2]
     count, width = indices.numel(), grad.shape[-1]
-    if count <= 3072:
-        return 0
-    return count * 8 * 6
+    return count * (width * 4 + 6 * 8) if count > 3072 else 0
 
 
 RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Any], int]] = {
     "_scaled_dot_product_flash_attention_backward.default": _flash_backward,
+    "_scaled_dot_product_efficient_attention.default": _efficient_forward,
     "_scaled_dot_product_efficient_attention_backward.default": _efficient_backward,
     "embedding_dense_backward.default": _embedding_backward,
 }
