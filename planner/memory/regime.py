@@ -1,28 +1,47 @@
-"""Engine, version and setup -> which tensor is held in which dtype."""
+"""Engine, version and setup -> which tensor is held in which dtype.
+
+Most published errors of memory estimates are errors of regime: the same words ("full fine-tuning in bf16") mean 16 bytes
+a parameter in LLaMA-Factory (fp32 weights under autocast) and 8 in a plain transformers 5 script (16-bit weights and states).
+Sources: LLaMA-Factory 0.9.5 model/adapter.py and loader.py; transformers trainer.py and modeling_utils.py; accelerate
+accelerator.py and utils/fsdp_utils.py; DeepSpeed runtime/bf16_optimizer.py; peft tuners/lora; measured dtypes of real runs.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
-from planner.training import Dtype
+from planner.model.spec import ModelSpec
+from planner.training import DTYPE_BYTES, Dtype, TrainingSetup
 
-LossCopies = Literal["hf_4_49", "hf_4_48", "loop", "fp32", "fused", "fused_linear", "chunked"]
+LossCopies = Literal["hf_4_49", "hf_4_48", "hf_4_45", "in_model", "trl", "loop", "fused", "fused_linear", "chunked"]
+DEEPSPEED = frozenset({"zero1", "zero2", "zero3"})
+FSDP = frozenset({"fsdp", "fsdp2"})
+# What each engine's newest release resolves to (metadata of the wheels on 2026-11-20).
+RESOLVED_VERSIONS: dict[str, dict[str, str]] = {
+    "llamafactory": {"transformers": "5.6.0", "accelerate": "1.11.0", "peft": "0.18.1", "torch": "2.13.0"},
+    "other": {"transformers": "5.23.0", "accelerate": "1.15.0", "peft": "0.21.2", "torch": "2.13.0"},
+}
+TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "trl", "embedded", "axolotl"})
+OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regime:
     """What is held in which dtype while the step runs.
 
-    ``frozen``/``trained`` dtype of weights as held, ``gradient`` dtype of retained gradients, ``autocast`` the
-    autocast dtype or None, ``norms`` dtype of frozen norms (kbit preparation makes them fp32), ``adapter`` dtype of
-    adapters, ``master`` whether fp32 master weights exist beside 16-bit ones (DeepSpeed), ``state`` dtype of
-    optimizer states, ``loss`` the path of logits and cross-entropy.
+    ``frozen``/``trained`` dtype of weights as held, ``gradient`` of retained gradients, ``compute`` of matmuls,
+    ``autocast`` the dtype autocast brings them to, or None, ``norms`` of frozen norms (kbit preparation makes them fp32),
+    ``embedding`` and ``head`` of those weights where frozen, ``adapter`` of adapters, ``master`` whether fp32 master
+    weights exist beside 16-bit ones (DeepSpeed), ``state`` of optimizer states, ``loss`` the path of logits and
+    cross-entropy. ``kernels``: fused norm, rotation and product kernels (Liger, Unsloth or alike).
     """
 
     frozen: Dtype
     trained: Dtype
     gradient: Dtype
+    compute: Dtype
     autocast: Dtype | None
     norms: Dtype
     adapter: Dtype
@@ -31,5 +50,229 @@ class Regime:
     loss: LossCopies
     head: Dtype
     embedding: Dtype
+    reentrant: bool
+    repeat_kv: bool
+    stacked_experts: bool
     upcast_frozen_on_sharding: bool = False  # accelerate 1.11 casts the whole FSDP2 model to fp32
     load_dtype: Dtype = "bf16"
+    quantized: Literal["dense", "nf4", "int8", "gptq"] = "dense"
+    known_engine: bool = True
+
+    @property
+    def stream(self) -> Dtype:
+        """dtype of the residual stream: the embedding's, and fp32 where fp32 norms meet quantized linears, which hand
+        out the dtype they were given (bitsandbytes Linear4bit.forward)."""
+        if self.norms == "fp32" and self.quantized in ("nf4", "int8"):
+            return "fp32"
+        return self.embedding
+
+
+def version_of(setup: TrainingSetup, package: str) -> tuple[int, ...]:
+    """The version of ``package`` that the setup names, else what its engine's newest release resolves to."""
+    known = RESOLVED_VERSIONS.get(setup.engine, RESOLVED_VERSIONS["other"])
+    text = setup.versions.get(package, known.get(package, "999"))
+    numbers = [int(part) for part in text.split(".")[:3] if part.isdigit()]
+    return tuple(numbers) or (999,)
+
+
+def resolve_regime(setup: TrainingSetup, spec: ModelSpec, *, has_bf16: bool | None = True) -> Regime:
+    """The regime of a setup on GPUs with or without bfloat16 (None: assumed)."""
+    versions = tuple(sorted(setup.versions.items()))
+    key = (
+        setup.engine, setup.method, setup.stage, setup.parallelism or "none", setup.quantization_bit,
+        setup.quantization_method, setup.param_dtype, setup.compute_dtype, setup.adapter_dtype, setup.kbit_upcast,
+        setup.liger_kernel, setup.unsloth, setup.loss, versions, spec.stored_dtype,
+        spec.quantized.method if spec.quantized else None, spec.model_type, has_bf16 is not False,
+    )  # fmt: skip
+    return _resolve(key, _Keyed(setup))
+
+
+class _Keyed:
+    """Carries the setup past the cache: equal keys give equal regimes."""
+
+    __slots__ = ("setup",)
+
+    def __init__(self, setup: TrainingSetup) -> None:
+        self.setup = setup
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Keyed)
+
+
+@lru_cache(maxsize=4096)
+def _resolve(key: tuple[object, ...], keyed: _Keyed) -> Regime:
+    setup = keyed.setup
+    stored, prequantized, has_bf16 = key[-4], key[-3], bool(key[-1])
+    compute = setup.compute_dtype or ("bf16" if has_bf16 else "fp16")
+    sharded = setup.parallelism or "none"
+    quantized = _quantized(setup, prequantized)
+    frozen = _frozen_dtype(setup, str(stored), quantized, compute)
+    adapter = _adapter_dtype(setup, sharded, quantized, compute)
+    trained = _trained_dtype(setup, frozen, sharded, compute)
+    deepspeed = sharded in DEEPSPEED
+    held = adapter if setup.is_adapter else trained
+    autocast = _autocast(setup, held, compute, deepspeed=deepspeed)
+    upcast = _kbit_upcast(setup, quantized)
+    full = not setup.is_adapter
+    return Regime(
+        frozen=frozen,
+        trained=trained,
+        gradient=compute if deepspeed else held,
+        compute=compute,
+        autocast=compute if autocast else None,
+        load_dtype=_load_dtype(setup, frozen),
+        norms="fp32" if upcast in ("norms", "all") else frozen,
+        adapter=adapter,
+        state="fp32" if deepspeed else held,
+        master=deepspeed and held != "fp32",
+        loss=_loss(setup, str(key[-2])),
+        head=trained if full else ("fp32" if upcast == "all" else frozen),
+        embedding=trained if full else ("fp32" if upcast == "all" else frozen),
+        reentrant=_reentrant(setup),
+        repeat_kv=_repeats_kv(setup, str(key[-2])),
+        stacked_experts=version_of(setup, "transformers") >= (5,) and setup.engine not in OWN_LOOPS,
+        upcast_frozen_on_sharding=sharded == "fsdp2" and autocast and version_of(setup, "accelerate") < (1, 12),
+        quantized=quantized,
+        known_engine=setup.engine in TRAINER_ENGINES | OWN_LOOPS,
+    )
+
+
+def _quantized(setup: TrainingSetup, prequantized: object) -> Literal["dense", "nf4", "int8", "gptq"]:
+    """The form of the frozen linear weights; a checkpoint's own quantization wins (fp8 and mxfp4 are dequantized at load)."""
+    if prequantized in ("gptq", "awq", "aqlm"):
+        return "gptq"
+    if setup.quantization_bit is None or not setup.is_adapter:
+        return "dense"
+    if setup.quantization_method in ("gptq", "awq", "aqlm"):
+        return "gptq"
+    return "int8" if setup.quantization_bit == 8 else "nf4"
+
+
+def _frozen_dtype(setup: TrainingSetup, stored: str, quantized: str, compute: Dtype) -> Dtype:
+    """The dtype of the base: as stored for engines that load with dtype="auto", else fp32 or as the setup says."""
+    if setup.param_dtype is not None:
+        return setup.param_dtype
+    if quantized != "dense":
+        return compute
+    if setup.engine in OWN_LOOPS:
+        return "fp32" if setup.engine == "torchtitan" else compute
+    loads_fp32 = setup.engine not in ("llamafactory", "axolotl") and version_of(setup, "transformers") < (5,)
+    if setup.engine == "trl" or (loads_fp32 and not setup.is_adapter):
+        return "fp32"
+    if loads_fp32:  # nobody trains adapters on a base blown up to fp32: scripts of that time pass torch_dtype
+        return compute
+    return "fp32" if stored == "fp32" else ("fp16" if stored == "fp16" else "bf16")
+
+
+def _trained_dtype(setup: TrainingSetup, frozen: Dtype, sharded: str, compute: Dtype) -> Dtype:
+    """Weights of full and freeze: LLaMA-Factory casts them to fp32 unless pure_bf16, BAdam or DeepSpeed decide otherwise."""
+    if setup.param_dtype is not None:
+        return setup.param_dtype
+    if sharded in DEEPSPEED:
+        return compute
+    if setup.engine == "llamafactory":
+        return compute if setup.method == "badam" else "fp32"
+    if setup.engine == "embedded":
+        return "fp32"
+    return frozen
+
+
+def _adapter_dtype(setup: TrainingSetup, sharded: str, quantized: str, compute: Dtype) -> Dtype:
+    """peft and LLaMA-Factory keep adapters in fp32; DeepSpeed casts them to its 16-bit dtype; litgpt and torchtune follow the base."""
+    if setup.adapter_dtype is not None:
+        return setup.adapter_dtype
+    if sharded in DEEPSPEED or setup.engine in OWN_LOOPS:
+        return compute
+    return "fp32"
+
+
+def _autocast(setup: TrainingSetup, held: Dtype, compute: Dtype, *, deepspeed: bool) -> bool:
+    """Trainer(bf16=True) runs the forward pass under autocast; DeepSpeed and own loops run the model in its dtype.
+
+    Where every trained tensor already has the compute dtype, autocast changes nothing that is priced here except
+    for layer norms, so it counts as off.
+    """
+    if compute == "fp32" or setup.engine in OWN_LOOPS or deepspeed:
+        return False
+    return held != compute
+
+
+def _load_dtype(setup: TrainingSetup, frozen: Dtype) -> Dtype:
+    """The widest dtype in which a whole model lies on the GPU while it loads.
+
+    LLaMA-Factory's full fine-tuning under DeepSpeed 1 and 2 (or none) first makes an fp32 copy of the model
+    (model/adapter.py); ZeRO-3 loads under zero.Init and never holds it whole.
+    """
+    whole = setup.method in ("full", "freeze", "galore", "apollo")
+    if (
+        setup.engine == "llamafactory"
+        and whole
+        and setup.parallelism != "zero3"
+        and setup.param_dtype in (None, "fp32")
+    ):
+        return "fp32"
+    return setup.param_dtype or frozen
+
+
+def _kbit_upcast(setup: TrainingSetup, quantized: str) -> str:
+    """``prepare_model_for_kbit_training``: TRL calls it; LLaMA-Factory and a plain Trainer do not.
+
+    FSDP1 flattens a layer into one tensor of one dtype, so fp32 norms cannot stand beside a 16-bit store there.
+    """
+    if quantized == "dense" or setup.parallelism == "fsdp":
+        return "none"
+    if setup.kbit_upcast is not None:
+        return setup.kbit_upcast
+    return "all" if setup.engine == "trl" and (setup.parallelism or "none") not in FSDP | DEEPSPEED else "none"
+
+
+# Modeling files that computed the loss themselves, on 16-bit logits, until transformers 4.48 and later used the shared one.
+LOSS_IN_MODEL = frozenset({"gpt2", "gpt_bigcode", "bloom", "falcon", "opt", "codegen", "gpt_neo", "gpt_neox", "mpt"})
+
+
+def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
+    """The path of logits and cross-entropy; LLaMA-Factory switches fused linear cross-entropy off outside pt and sft."""
+    if setup.loss == "fused_linear" or (setup.loss is None and setup.liger_kernel and setup.stage in ("pt", "sft")):
+        return "fused_linear"
+    if setup.loss == "chunked" or (setup.loss is None and setup.engine == "litgpt"):
+        return "chunked"
+    if setup.loss == "fused" or (setup.loss is None and setup.unsloth):
+        return "fused"
+    if setup.engine in OWN_LOOPS:
+        return "loop"
+    version = version_of(setup, "transformers")
+    if setup.engine == "trl":
+        return "trl" if version >= (4, 49) else "hf_4_48"
+    if version >= (4, 49):
+        return "hf_4_49"
+    if model_type in LOSS_IN_MODEL:
+        return "in_model"
+    return "hf_4_48" if version >= (4, 46) else "hf_4_45"
+
+
+def _reentrant(setup: TrainingSetup) -> bool:
+    """LLaMA-Factory and transformers 4 checkpoint reentrantly (not under FSDP2); transformers 5 and own loops do not."""
+    if setup.parallelism == "fsdp2" or setup.engine in OWN_LOOPS or setup.engine == "embedded":
+        return False
+    return setup.engine == "llamafactory" or version_of(setup, "transformers") < (5,)
+
+
+def _repeats_kv(setup: TrainingSetup, model_type: str) -> bool:
+    """Whether grouped keys and values are expanded to every query head before the kernel.
+
+    transformers < 4.48 did it for SDPA everywhere, and before flash attention in Mistral and Mixtral.
+    """
+    version = version_of(setup, "transformers")
+    if setup.engine == "litgpt":
+        return True
+    if version >= (4, 48):
+        return False
+    return setup.attention == "sdpa" or model_type in ("mistral", "mixtral", "qwen2", "qwen2_moe", "phi3")
+
+
+def bytes_of(dtype: Dtype) -> int:
+    """Bytes of one element."""
+    return DTYPE_BYTES[dtype]

@@ -1,0 +1,84 @@
+"""Scaled dot-product attention by kernel: what is kept for backward and what backward allocates.
+
+Sources: torch/nn/functional SDPA dispatch and aten/native/transformers (flash and memory-efficient backends),
+flash-attn's mha_bwd (fp32 softmax sums and dq accumulator, expanded dk/dv for grouped heads), transformers'
+eager_attention_forward.
+"""
+
+from __future__ import annotations
+
+from planner.memory.ops import FP32, Program
+from planner.memory.tape import ACTIVATION, Tensor
+from planner.model.spec import Attention
+
+
+def attend(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
+    """Attention of q (heads x head_dim), k and v (kv_heads wide) by the mode's kernel; returns heads x v head_dim."""
+    if p.mode.kernel == "eager":
+        return _eager(p, q, k, v, a)
+    if p.mode.autocast or p.mode.kernel == "flash":
+        q, k, v = (p.cast(t, p.mode.compute) for t in (q, k, v))
+    if (p.mode.repeat_kv or p.mode.kernel == "efficient") and a.kind == "gqa":
+        k, v = _repeat(p, k, a), _repeat(p, v, a)
+    return _fused(p, q, k, v, a)
+
+
+def _out_width(a: Attention) -> int:
+    return a.heads * (a.v_head_dim or a.head_dim)
+
+
+def _repeat(p: Program, x: Tensor, a: Attention) -> Tensor:
+    """``repeat_kv``: expand and reshape makes a copy as wide as the query heads."""
+    if a.kv_heads == a.heads:
+        return x
+    out = p.new((0, a.heads * a.head_dim, 0), x.itemsize)
+    p.link(out, (x,), ((x.elems, x.itemsize),))
+    return out
+
+
+def _fused(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
+    """Flash and memory-efficient kernels: q, k, v, the output and one fp32 logsumexp a head are kept."""
+    out = p.new((0, _out_width(a), 0), q.itemsize)
+    logsumexp = p.new((0, a.heads, 0), FP32)
+    saved = [q, k, v, out, logsumexp]
+    width = a.heads * a.head_dim
+    temps = [((0, a.heads, 0), FP32, ACTIVATION)]
+    if p.mode.kernel == "efficient":
+        saved.append(p.new((0, 0, 1), p.mode.compute))  # the additive mask, made for each layer
+    else:
+        temps.append(((0, a.heads * _rounded(a.head_dim), 0), FP32, ACTIVATION))  # dq accumulator
+        if k.elems[1] < width:  # grouped heads: dk and dv are made for every query head, then summed
+            temps += [((0, width, 0), q.itemsize, ACTIVATION)] * 2
+    outs = [(t.elems, t.itemsize) for t in (q, k, v)]
+    p.link(out, (q, k, v), outs, saved=saved, temps=temps)
+    return out
+
+
+def _rounded(head_dim: int) -> int:
+    """The kernel pads heads to a multiple of 32 elements."""
+    return -(-head_dim // 32) * 32
+
+
+def _eager(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
+    """Scores, (soft-cap,) mask, fp32 softmax, weighted sum: the fp32 and the cast probabilities are kept."""
+    heads = (0, 0, a.heads)
+    if a.kind == "gqa":
+        k, v = _repeat(p, k, a), _repeat(p, v, a)
+    if p.mode.autocast:
+        q, k, v = (p.cast(t, p.mode.compute) for t in (q, k, v))
+    scores = p.new(heads, q.itemsize)
+    p.link(scores, (q, k), ((q.elems, q.itemsize), (k.elems, k.itemsize)), saved=(q, k))
+    scores = p.scale(scores)
+    if a.softcap:
+        scores = p.scale(p.unary(p.scale(scores), saves="output"))
+    masked = p.new(heads, scores.itemsize)
+    p.link(masked, (scores,), ("pass",))
+    del scores
+    wide = p.new(heads, FP32)
+    p.link(wide, (masked,), ((heads, masked.itemsize),), saved=(wide,), temps=((heads, FP32, ACTIVATION),))
+    del masked
+    weights = p.cast(wide, v.itemsize)
+    del wide
+    out = p.new((0, _out_width(a), 0), v.itemsize)
+    p.link(out, (weights, v), ((heads, weights.itemsize), (v.elems, v.itemsize)), saved=(weights, v))
+    return out

@@ -1,0 +1,250 @@
+"""Decoder blocks as programs, in the order in which the modeling code runs them.
+
+Local names end where the modeling code's do, because a tensor lives as long as a name or a graph node holds it.
+Source: transformers' modeling files of the families named in each function.
+"""
+
+from __future__ import annotations
+
+from planner.memory.attention import attend
+from planner.memory.experts import experts
+from planner.memory.linears import LinearModule
+from planner.memory.ops import FP32, Program
+from planner.memory.tape import PASS, Param, Tensor
+from planner.model.modules import Linear
+from planner.model.spec import Attention, Block, Mlp, NormKind
+
+GEMMA_TYPES = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text"})
+
+
+def normalise(p: Program, x: Tensor, kind: NormKind, width: int, *, rows: int = 1, gemma: bool = False) -> Tensor:
+    """A norm by kind; frozen weights may be fp32 (kbit preparation)."""
+
+    def weight() -> Param:
+        return p.weight(
+            width, p.mode.trained_itemsize if p.mode.trained else p.mode.norm_weight, trained=p.mode.trained
+        )
+
+    if kind == "none":
+        return x
+    if kind == "rms":
+        return p.rms_norm(x, weight(), rows=rows, gemma=gemma)
+    return p.layer_norm(
+        x, None if kind == "layernorm_no_params" else weight(), weight() if kind == "layernorm" else None
+    )
+
+
+class BlockModule:
+    """One decoder layer under a mode: its weights, and ``forward``."""
+
+    def __init__(self, p: Program, block: Block, linears: tuple[Linear, ...], *, model_type: str, hidden: int) -> None:
+        self.p, self.block, self.hidden = p, block, hidden
+        self.gemma = model_type in GEMMA_TYPES
+        mode = p.mode
+        self.linears: dict[str, LinearModule] = {
+            lin.role: LinearModule(p, lin, trained=mode.trained or lin.role in mode.trained_modules) for lin in linears
+        }
+
+    def norm(self, x: Tensor, kind: NormKind, width: int, *, rows: int = 1) -> Tensor:
+        """One normalisation over ``width`` elements, ``rows`` of them a token."""
+        return normalise(self.p, x, kind, width, rows=rows, gemma=self.gemma)
+
+    # -- the layer ------------------------------------------------------------------------------------
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Residual stream in, residual stream out."""
+        if self.block.parallel:
+            return self._parallel(hidden)
+        if self.block.post_norm:
+            return self._post_norm(hidden)
+        return self._sequential(hidden)
+
+    def _sequential(self, hidden: Tensor) -> Tensor:
+        """Llama, Mistral, Qwen, Phi-3, GPT-2, OPT, BLOOM ...; four norms in Gemma 2 and 3 and GLM-4."""
+        p, kind, four = self.p, self.block.norm, self.block.norms == 4
+        residual = hidden
+        hidden = self.norm(hidden, kind, self.hidden)
+        hidden = self._dropped(self.attention(hidden))
+        if four:
+            hidden = self.norm(hidden, kind, self.hidden)
+        hidden = p.add(residual, hidden)
+        residual = hidden
+        hidden = self.norm(hidden, kind, self.hidden)
+        hidden = self._dropped(self.feed_forward(hidden))
+        if four:
+            hidden = self.norm(hidden, kind, self.hidden)
+        return p.add(residual, hidden)
+
+    def _post_norm(self, hidden: Tensor) -> Tensor:
+        """OLMo 2: norms follow attention and feed-forward."""
+        p, kind = self.p, self.block.norm
+        residual = hidden
+        hidden = self.attention(hidden)
+        hidden = p.add(residual, self.norm(hidden, kind, self.hidden))
+        residual = hidden
+        hidden = self.feed_forward(hidden)
+        return p.add(residual, self.norm(hidden, kind, self.hidden))
+
+    def _parallel(self, hidden: Tensor) -> Tensor:
+        """GPT-NeoX, Falcon, Phi, GPT-J, Cohere: attention and feed-forward read the same input."""
+        p, kind = self.p, self.block.norm
+        normed = self.norm(hidden, kind, self.hidden)
+        attended = self._dropped(self.attention(normed))
+        if self.block.norms >= 2:
+            normed = self.norm(hidden, kind, self.hidden)
+        fed = self._dropped(self.feed_forward(normed))
+        del normed
+        mixed = p.add(fed, attended)
+        del fed, attended
+        return p.add(mixed, hidden)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return self.p.drop(x) if self.p.mode.residual_dropout else x
+
+    # -- attention ------------------------------------------------------------------------------------
+
+    def attention(self, hidden: Tensor) -> Tensor:
+        """Projections, qk-norm, rotation, scores, output projection."""
+        a = self.block.attention
+        if a.kind == "mla":
+            return self._latent_attention(hidden, a)
+        if a.kind == "linear":
+            return self._delta_rule(hidden, a)
+        p = self.p
+        q, k, v, gate = self._project(hidden, a)
+        if a.qk_norm != "none":
+            q = self._qk_norm(q, a, a.heads)
+            k = self._qk_norm(k, a, a.kv_heads)
+        if a.rope in ("full", "partial"):
+            q = self._rotate(q, a, a.heads)
+            k = self._rotate(k, a, a.kv_heads)
+        out = attend(p, q, k, v, a)
+        if gate is not None:
+            out = p.mul(out, p.unary(gate, saves="output"))
+        return self.linears["o"](p, out)
+
+    def _project(self, hidden: Tensor, a: Attention) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        p = self.p
+        if "qkv" in self.linears:
+            widths = (a.q_width, a.kv_width, a.kv_width)
+            q, k, v = p.split(self.linears["qkv"](p, hidden), widths)
+            return q, k, v, None
+        q = self.linears["q"](p, hidden)
+        gate = None
+        if a.gated:
+            q, gate = p.split(q, (a.q_width, a.q_width))
+        return q, self.linears["k"](p, hidden), self.linears["v"](p, hidden), gate
+
+    def _qk_norm(self, x: Tensor, a: Attention, heads: int) -> Tensor:
+        rows = 1 if a.qk_norm == "full" else heads
+        return self.norm(x, a.qk_norm_kind, x.elems[1] // rows, rows=rows)
+
+    def _rotate(self, x: Tensor, a: Attention, heads: int) -> Tensor:
+        rotated = (0, heads * (a.rotary_dim or a.head_dim), 0)
+        return self.p.rotate(x, rotated=rotated, table=self.p.mode.stream)
+
+    def _latent_attention(self, hidden: Tensor, a: Attention) -> Tensor:
+        """DeepSeek's MLA: q (through a latent), a compressed kv, a rotated part shared by all heads."""
+        p = self.p
+        if "q_a" in self.linears:
+            low = self.norm(self.linears["q_a"](p, hidden), "rms", a.q_lora_rank or 0)
+            q = self.linears["q_b"](p, low)
+            del low
+        else:
+            q = self.linears["q"](p, hidden)
+        nope, rope = a.qk_nope_dim, a.qk_rope_dim
+        q_pass, q_rot = p.split(q, (a.heads * nope, a.heads * rope))
+        del q
+        compressed = self.linears["kv_a"](p, hidden)
+        latent, k_rot = p.split(compressed, (a.kv_lora_rank, rope))
+        up = self.linears["kv_b"](p, self.norm(latent, "rms", a.kv_lora_rank))
+        k_pass, v = p.split(up, (a.heads * nope, a.heads * a.v_head_dim))
+        del up
+        q_rot, k_rot = (p.rotate(t, table=p.mode.stream) for t in (q_rot, k_rot))
+        width = (0, a.heads * (nope + rope), 0)
+        q_states = self._join(q_pass, q_rot, width)
+        k_states = self._join(k_pass, k_rot, width)
+        return self.linears["o"](p, attend(p, q_states, k_states, v, a))
+
+    def _join(self, a: Tensor, b: Tensor, elems: tuple[int, int, int]) -> Tensor:
+        """``torch.cat`` of the plain and the rotated part; backward narrows the gradient."""
+        out = self.p.new(elems, a.itemsize)
+        self.p.link(out, (a, b), (PASS, (b.elems, b.itemsize)))
+        return out
+
+    def _delta_rule(self, hidden: Tensor, a: Attention) -> Tensor:
+        """Gated delta rule (Qwen3-Next): projections, short convolution, chunked recurrence, gated norm.
+
+        The recurrence keeps q, k, v, the gates and one state per chunk of 64 tokens (fla's chunk kernel).
+        """
+        p = self.p
+        mixed = self.linears["linear_in"](p, hidden)
+        gates = [self.linears[role](p, hidden) for role in ("linear_b", "linear_a") if role in self.linears]
+        z = self.linears["linear_z"](p, hidden) if "linear_z" in self.linears else None
+        convolved = p.unary(mixed, saves="input")
+        values = a.heads * a.v_head_dim
+        out = p.new((0, values, 0), convolved.itemsize)
+        states = p.new((0, a.heads * a.head_dim * a.v_head_dim // 64, 0), FP32)
+        p.link(out, (convolved, *gates), (((convolved.elems, convolved.itemsize)), *((g.elems, g.itemsize) for g in gates)),
+               saved=(convolved, states, *gates))  # fmt: skip
+        normed = self.norm(out, "rms", a.v_head_dim, rows=a.heads)
+        gated = p.mul(normed, p.unary(z if z is not None else normed, saves="input"))
+        return self.linears["o"](p, gated)
+
+    # -- feed-forward ---------------------------------------------------------------------------------
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        """The dense module or the experts."""
+        if self.block.moe is not None:
+            return experts(self.p, self.linears, self.block.moe, hidden, shared=self.dense)
+        assert self.block.mlp is not None
+        return self.dense(hidden, self.block.mlp)
+
+    def dense(self, hidden: Tensor, mlp: Mlp, prefix: str = "") -> Tensor:
+        """``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``."""
+        p = self.p
+        down = self.linears[f"{prefix}down"]
+        if not mlp.gated:
+            return down(p, activate(p, self.linears[f"{prefix}up"](p, hidden), mlp.activation))
+        if f"{prefix}gate_up" in self.linears:
+            both = self.linears[f"{prefix}gate_up"](p, hidden)
+            gate, up = p.split(both, (mlp.width, mlp.width))
+            del both
+            return down(p, gated_product(p, gate, up, mlp.activation))
+        if p.mode.liger or p.mode.fused:
+            gate = self.linears[f"{prefix}gate"](p, hidden)
+            return down(p, gated_product(p, gate, self.linears[f"{prefix}up"](p, hidden), mlp.activation))
+        acted = activate(p, self.linears[f"{prefix}gate"](p, hidden), mlp.activation)
+        product = p.mul(acted, self.linears[f"{prefix}up"](p, hidden))
+        del acted
+        return down(p, product)
+
+
+def gated_product(p: Program, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """``act(gate) * up``; Liger's SwiGLU and GeGLU keep gate and up and overwrite them in backward."""
+    if p.mode.liger:
+        out = p.new(gate.elems, gate.itemsize)
+        p.link(out, (gate, up), (PASS, PASS), saved=(gate, up))
+        return out
+    return p.mul(activate(p, gate, activation), up)
+
+
+def activate(p: Program, x: Tensor, activation: str) -> Tensor:
+    """An activation function by its transformers name."""
+    if activation in ("gelu_new", "gelu_fast"):
+        return _python_gelu(p, x)
+    if activation == "relu2":
+        positive = p.unary(x, saves="output")
+        return p.unary(positive, saves="input")
+    return p.unary(x, saves="output" if activation == "relu" else "input")
+
+
+def _python_gelu(p: Program, x: Tensor) -> Tensor:
+    """NewGELUActivation: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3))), one kernel an operation."""
+    half = p.scale(x)
+    cube = p.unary(x, saves="input")
+    inner = p.scale(p.add(x, p.scale(cube)))
+    del cube
+    tanh = p.unary(inner, saves="output")
+    del inner
+    return p.mul(half, p.scale(tanh))

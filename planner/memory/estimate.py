@@ -1,0 +1,160 @@
+"""A setup, a model and a machine -> bytes: ``price`` for the search, ``estimate`` for the reader.
+
+Both run the same timeline; ``price`` keeps totals only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from planner.errors import InputError
+from planner.hardware.machine import Machine
+from planner.memory.host import HostNeed, host_bytes
+from planner.memory.models import extra_model_bytes
+from planner.memory.optimizer import optimizer_cost
+from planner.memory.overhead import Overheads, overheads, workspace_bytes
+from planner.memory.regime import Regime, resolve_regime
+from planner.memory.remarks import assumptions_of, warnings_of
+from planner.memory.result import COVERAGE, PARTS, Breakdown, Estimate, Phase, Price, judge
+from planner.memory.sharding import kept_per_layer_bytes_per_token, lay_out
+from planner.memory.timeline import ORDER, Step, Timeline
+from planner.memory.units import Parts, build_parts
+from planner.model.spec import ModelSpec
+from planner.training import TrainingSetup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worked:
+    """One setup worked through: what both entry points read."""
+
+    setup: TrainingSetup
+    regime: Regime
+    parts: Parts
+    timeline: Timeline
+    peak: Phase
+    allocated_bytes: int
+    overheads: Overheads | None
+    host: HostNeed
+
+
+def price(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Price:
+    """Bytes per GPU of the worst rank, as integers, without explanation.
+
+    Raises InputError for a parallelism that the machine's GPU count rules out.
+    """
+    worked = _work(setup, spec, machine)
+    over = worked.overheads
+    assert over is not None
+    return Price(
+        allocated_bytes=worked.allocated_bytes,
+        reserved_bytes=over.reserved_bytes,
+        device_bytes=over.device_bytes,
+        required_bytes=over.required_bytes,
+        context_bytes=over.context_bytes + over.nccl_bytes,
+        host_bytes=worked.host.peak_bytes,
+        peak_phase=worked.peak,
+    )
+
+
+def estimate(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE) -> Estimate:
+    """The explained estimate of exactly this setup; bytes are integers, per GPU of the worst rank.
+
+    ``spec`` and ``machine`` are what the setup's model and gpus stand for. A machine without GPUs (a driver that
+    answers nothing) is priced as one unknown card: no capacity, no verdict.
+    Raises InputError for a parallelism that the machine's GPU count rules out.
+    """
+    worked = _work(setup, spec, machine, coverage=coverage)
+    over, timeline = worked.overheads, worked.timeline
+    assert over is not None
+    capacity = machine.smallest.capacity_bytes if machine.gpus else None
+    context = over.context_bytes + over.nccl_bytes
+    verdict = None
+    if capacity is not None:
+        verdict = judge(
+            allocated_bytes=worked.allocated_bytes, context_bytes=context,
+            required_bytes=over.required_bytes, capacity_bytes=capacity,
+        )  # fmt: skip
+    phases = {phase: breakdown_of(timeline.best[phase]) for phase in ORDER if phase in timeline.best}
+    return Estimate(
+        allocated_bytes=worked.allocated_bytes,
+        reserved_bytes=over.reserved_bytes,
+        device_bytes=over.device_bytes,
+        required_bytes=over.required_bytes,
+        coverage=coverage,
+        verdict=verdict,
+        capacity_bytes=capacity,
+        interval=over.interval(),
+        peak_phase=worked.peak,
+        breakdown=phases[worked.peak],
+        context_bytes=context,
+        phases={str(phase): parts for phase, parts in phases.items()},
+        host_bytes=worked.host.peak_bytes,
+        disk_bytes=worked.host.disk_bytes,
+        trainable_parameters=worked.parts.trained,
+        total_parameters=worked.parts.total,
+        assumptions=assumptions_of(worked.setup, spec, machine, worked.regime),
+        warnings=warnings_of(worked.setup, spec, machine, worked.regime),
+    )
+
+
+def breakdown_of(values: tuple[int, ...]) -> Breakdown:
+    """Seven integers in the order of ``PARTS``."""
+    return Breakdown(**dict(zip(PARTS, values, strict=True)))
+
+
+def with_parallelism(setup: TrainingSetup, machine: Machine) -> TrainingSetup:
+    """The setup with the contract's default: ddp on several GPUs, none on one. Raises InputError for none on several."""
+    ranks = max(machine.world_size, 1)
+    if setup.parallelism is None:
+        return setup.but(parallelism="ddp" if ranks > 1 else "none")
+    if setup.parallelism == "none" and ranks > 1:
+        raise InputError(
+            f"parallelism 'none' cannot use {ranks} GPUs; choose ddp, zero1, zero2, zero3, fsdp or fsdp2, or plan for one GPU"
+        )
+    return setup
+
+
+def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE) -> Worked:
+    setup = with_parallelism(setup, machine)
+    ranks = max(machine.world_size, 1)
+    regime = resolve_regime(setup, spec, has_bf16=_has_bf16(machine))
+    parts = build_parts(setup, spec, regime)
+    cost = optimizer_cost(setup, regime, parts.tensors)
+    layout = lay_out(setup, regime, parts.units, cost, ranks, max(machine.gpus_per_node, 1), spec.hidden)
+    step = Step(
+        setup=setup, spec=spec, regime=regime, parts=parts, layout=layout, workspace_bytes=workspace_bytes(machine),
+        extra_weights=extra_model_bytes(setup, spec, regime, ranks),
+        kept_per_layer_token=kept_per_layer_bytes_per_token(setup, regime, spec.hidden),
+    )  # fmt: skip
+    timeline = Timeline(step).run()
+    totals = timeline.totals
+    peak = max(totals, key=lambda phase: totals[phase])
+    host = host_bytes(setup, regime, parts.units, ranks, max(machine.gpus_per_node, 1))
+    return Worked(
+        setup=setup, regime=regime, parts=parts, timeline=timeline, peak=peak, allocated_bytes=totals[peak],
+        overheads=_overheads(timeline, machine, totals[peak], coverage), host=host,
+    )  # fmt: skip
+
+
+def _overheads(timeline: Timeline, machine: Machine, allocated: int, coverage: float) -> Overheads:
+    step = timeline.step
+    best = timeline.best
+    loss = max(best["loss"][4], best["backward"][4])
+    static = timeline.weights + step.layout.optimizer
+    apart = sum(max(values[i] for values in best.values()) for i in range(len(PARTS)))
+    gathered = max(step.layout.gathered_forward, step.layout.gathered_backward)
+    return overheads(
+        step.setup, step.spec, machine,
+        allocated_bytes=allocated, logits_bytes=loss,
+        window_bytes=max(0, min(timeline.totals["backward"] - static, timeline.window)),
+        gathered_bytes=gathered, loss_phase_bytes=timeline.totals["loss"], apart_bytes=apart, coverage=coverage,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=512)
+def _has_bf16(machine: Machine) -> bool | None:
+    if not machine.gpus:
+        return None
+    known = [gpu.has_bf16 for gpu in machine.gpus]
+    return False if False in known else (None if None in known else True)

@@ -1,0 +1,140 @@
+"""Linear modules as they really run: plain, quantized, with adapters (peft), fused adapters.
+
+Sources: peft/tuners/lora/layer.py and bnb.py, bitsandbytes' MatMul4Bit and MatMul8bitLt, the Unsloth-derived fused
+LoRA functions of fms-acceleration.
+"""
+
+from __future__ import annotations
+
+from planner.memory.ops import FP32, Program
+from planner.memory.tape import PASS, TEMPORARY, Elems, Param, Tensor
+from planner.model.modules import Linear
+
+
+class LinearModule:
+    """One nn.Linear of a block under a mode, with its weights as tape parameters."""
+
+    __slots__ = ("adapter_a", "adapter_b", "adapter_rank", "bias", "linear", "quantized", "trained", "weight")
+
+    def __init__(self, p: Program, linear: Linear, *, trained: bool) -> None:
+        mode = p.mode
+        self.linear = linear
+        self.adapter_rank = mode.rank
+        self.trained = trained
+        self.quantized = mode.quantized != "dense" and not linear.stacked and not trained
+        size = linear.inputs * linear.outputs * linear.copies
+        itemsize = FP32 if trained and mode.trained_itemsize == FP32 else mode.base
+        self.weight = p.weight(size, mode.compute if self.quantized else itemsize, trained=trained)
+        self.bias = p.weight(linear.outputs * linear.copies, itemsize, trained=trained) if linear.bias else None
+        adapted = linear.role in mode.targets and not linear.stacked and not trained
+        self.adapter_a = self.adapter_b = None
+        if adapted:
+            self.adapter_a = p.weight(mode.rank * linear.inputs * linear.copies, mode.adapter, trained=True)
+            self.adapter_b = p.weight(mode.rank * linear.outputs * linear.copies, mode.adapter, trained=True)
+
+    def __call__(self, p: Program, x: Tensor) -> Tensor:
+        """Output of one row a token."""
+        return self.on_rows(p, x, self.linear.outputs)
+
+    def on_rows(self, p: Program, x: Tensor, width: int) -> Tensor:
+        """Output of ``width`` elements per token, where x has other than one row a token (routed experts)."""
+        if self.adapter_a is None or self.adapter_b is None:
+            return self._base(p, x, width)
+        if p.mode.fused and self.quantized:
+            return self._fused_adapter(p, x, width)
+        if p.mode.dora:
+            return self._dora(p, x, width, self.adapter_a, self.adapter_b)
+        return self._adapter(p, x, width, self.adapter_a, self.adapter_b)
+
+    def _base(self, p: Program, x: Tensor, width: int) -> Tensor:
+        if not self.quantized:
+            return p.matmul(x, self.weight, width, bias=self.bias)
+        given = x.itemsize
+        x = p.cast(x, p.mode.compute)
+        if p.mode.quantized == "int8":
+            return p.cast(self._eight_bit(p, x, width), given)
+        return p.cast(self._packed(p, x, width), given)
+
+    def _packed(self, p: Program, x: Tensor, width: int) -> Tensor:
+        """MatMul4Bit: one dequantized weight lives during each product, forward and backward; nothing else is kept."""
+        elems = (self.weight.count // self.linear.copies, 0, 0)
+        temps = [] if p.mode.quantized == "gptq" else _dequantized(elems, p.mode.compute)
+        alive = [p.new(*temp) for temp in temps]
+        out = p.new((0, width, 0), p.mode.compute)
+        p.link(out, (x,), ((x.elems, x.itemsize),), temps=temps)
+        del alive
+        return out
+
+    def _eight_bit(self, p: Program, x: Tensor, width: int) -> Tensor:
+        """MatMul8bitLt: keeps its 16-bit input; an int8 copy of it lives during forward, a 16-bit weight in backward."""
+        quantized = p.new(x.elems, 1)
+        out = p.new((0, width, 0), p.mode.compute)
+        weight = ((self.weight.count // self.linear.copies, 0, 0), p.mode.compute, TEMPORARY)
+        p.link(out, (x,), ((x.elems, x.itemsize),), saved=(x,), temps=(weight,))
+        del quantized
+        return out
+
+    def _adapter(self, p: Program, x: Tensor, width: int, a: Param, b: Param) -> Tensor:
+        """peft: result = base(x) + B(A(dropout(x.to(A.dtype)))) * scaling, cast back to the result's dtype."""
+        mode = p.mode
+        result = self._base(p, x, width)
+        if mode.quantized in ("nf4", "int8"):
+            result = self._clone(p, result) if mode.quantized == "nf4" else result
+            casts = not mode.autocast
+        else:
+            casts = True
+        kept = result.itemsize
+        if casts:
+            x = p.cast(x, mode.adapter)
+        dropped = p.drop(x) if mode.dropout else x
+        low = p.matmul(dropped, a, self._low_width(width))
+        del dropped
+        delta = p.scale(p.matmul(low, b, width))
+        del low
+        return p.cast(p.add(result, delta), kept)
+
+    def _low_width(self, width: int) -> int:
+        """Elements per token between A and B: the rank for every row."""
+        return -(-self.adapter_rank * width // self.linear.outputs)
+
+    def _clone(self, p: Program, x: Tensor) -> Tensor:
+        out = p.new(x.elems, x.itemsize)
+        p.link(out, (x,), (PASS,))
+        return out
+
+    def _dora(self, p: Program, x: Tensor, width: int, a: Param, b: Param) -> Tensor:
+        """DoRA: the norm of W + BA needs weight-sized temporaries; base and adapter results are kept for the magnitude."""
+        mode = p.mode
+        result = self._base(p, x, width)
+        kept = result.itemsize
+        x = p.cast(x, mode.adapter)
+        dropped = p.drop(x) if mode.dropout else x
+        inputs, outputs = self.linear.inputs, self.linear.outputs
+        eye = p.new((inputs * inputs, 0, 0), mode.adapter, TEMPORARY)
+        merged = [p.new((inputs * outputs, 0, 0), mode.adapter, TEMPORARY) for _ in range(3)]
+        del eye, merged
+        magnitude = p.weight(outputs, mode.adapter, trained=True)
+        low = p.matmul(dropped, a, self._low_width(width))
+        delta = p.scale(p.mul_weight(p.matmul(low, b, width), magnitude))
+        del low, dropped
+        based = p.mul_weight(result, magnitude)
+        return p.cast(p.add(p.add(result, based), delta), kept)
+
+    def _fused_adapter(self, p: Program, x: Tensor, width: int) -> Tensor:
+        """Fused LoRA on a quantized weight: keeps x itself, or its dropped copy without a mask; A(x) is made again."""
+        assert self.adapter_a is not None and self.adapter_b is not None
+        kept = x
+        if p.mode.dropout:
+            kept = p.new(x.elems, p.mode.compute)
+        elems: Elems = (self.weight.count, 0, 0)
+        temps = _dequantized(elems, p.mode.compute)
+        out = p.new((0, width, 0), p.mode.compute)
+        a, b = self.adapter_a, self.adapter_b
+        grads = tuple(((w.count, 0, 0), w.itemsize) for w in (a, b))
+        p.link(out, (x, a, b), ((x.elems, x.itemsize), *grads), saved=(kept,), temps=temps)
+        return out
+
+
+def _dequantized(elems: Elems, itemsize: int) -> list[tuple[Elems, int, str]]:
+    """The 16-bit weight and the fp32 scales (one per 64 elements) that double quantization restores."""
+    return [(elems, itemsize, TEMPORARY), ((elems[0] // 64, 0, 0), FP32, TEMPORARY)]

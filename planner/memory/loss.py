@@ -1,0 +1,128 @@
+"""Logits and cross-entropy: copies of a (tokens, vocabulary) tensor, by the code that makes them.
+
+A ``LossCurve`` says in bytes per token and logit how much is alive at the worst moment of the loss's forward and
+backward pass, and how much of the loss is kept from one to the other. Sources: transformers loss/loss_utils.py
+(ForCausalLMLoss, 4.45 to 5.x), accelerate utils/operations.py (ConvertOutputsToFp32), TRL's SFT metrics,
+LLaMA-Factory train/dpo/trainer.py and trainer_utils.py, Liger's fused_linear_cross_entropy.py, litgpt's and
+torchtune's chunked losses; slopes of published peaks agree to the byte for 4.45 and 4.48.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.memory.regime import LOSS_IN_MODEL, LossCopies, Regime, bytes_of, version_of
+from planner.model.spec import ModelSpec
+from planner.training import TrainingSetup
+
+
+@dataclass(frozen=True, slots=True)
+class LossCurve:
+    """Bytes per token and vocabulary entry: worst moments, and what backward then narrows to at the head's matmul."""
+
+    forward: int
+    backward: int
+    head: int  # the gradient of the logits, in fp32 and in 16 bit, beside the head's matmul
+
+
+# 2: 16-bit logits, 4: an fp32 copy. 4.48: logits + float + shifted copy + log-softmax; 4.45 dropped the first.
+# From 4.49: logits + float + log-softmax. Backward: log-softmax + its gradient + the logits' gradient in fp32.
+CURVES: dict[LossCopies, LossCurve] = {
+    "hf_4_49": LossCurve(10, 12, 6),
+    "hf_4_48": LossCurve(14, 12, 6),
+    "hf_4_45": LossCurve(12, 12, 6),
+    # 16-bit throughout: logits, shifted copy, log-softmax; the outputs stay alive through backward (measured: santacoder)
+    "in_model": LossCurve(6, 8, 4),
+    "trl": LossCurve(12, 12, 6),
+    "loop": LossCurve(10, 14, 8),
+    "fused": LossCurve(8, 8, 6),
+}
+LITGPT_CHUNK_TOKENS = 128
+TORCHTUNE_CHUNKS = 8
+DPO_WITH_REFERENCE = LossCurve(18, 12, 6)
+DPO_ALONE = LossCurve(10, 12, 6)
+VALUE_ONLY = LossCurve(6, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossBytes:
+    """Bytes at the worst moments of the loss, beside the hidden states: ``forward``, ``backward``, then the ``head``'s
+    matmuls with the logits' gradient alive; ``kept`` are gradients that the fused linear loss makes in its forward pass."""
+
+    forward: int
+    backward: int
+    head: int
+    kept: int = 0
+    temporary: int = 0
+
+
+def loss_curve(setup: TrainingSetup, spec: ModelSpec, regime: Regime) -> LossCurve:
+    """The curve of materialised logits for this stage and path."""
+    if setup.stage == "rm":
+        return VALUE_ONLY
+    if setup.stage in ("dpo", "kto"):
+        return DPO_WITH_REFERENCE
+    if setup.stage in ("orpo", "simpo"):
+        return DPO_ALONE
+    if setup.stage in ("ppo", "grpo"):
+        return CURVES["hf_4_49"]
+    if regime.loss == "fused":
+        return _fused(setup, spec)
+    return CURVES.get(regime.loss, CURVES["hf_4_49"])
+
+
+def _fused(setup: TrainingSetup, spec: ModelSpec) -> LossCurve:
+    """An in-place kernel on the shifted logits, which transformers made fp32 first from 4.46 to 4.48 beside the 16-bit ones."""
+    version = version_of(setup, "transformers")
+    if version < (4, 49) and spec.model_type in LOSS_IN_MODEL:
+        return LossCurve(4, 6, 4)
+    return LossCurve(10, 8, 6) if (4, 46) <= version < (4, 49) else CURVES["fused"]
+
+
+def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: int, *, head_trained: bool) -> LossBytes:
+    """Bytes of the loss for ``tokens`` of one micro batch."""
+    vocab = spec.vocab
+    if regime.loss == "fused_linear" and setup.stage in ("pt", "sft"):
+        return _fused_linear(spec, regime, tokens, head_trained=head_trained)
+    if regime.loss == "chunked":
+        return _chunked(setup, spec, regime, tokens)
+    curve = loss_curve(setup, spec, regime)
+    if regime.compute == "fp32":
+        curve = LossCurve(8 if curve.forward <= 10 else curve.forward, 12, 8)
+    capped = 2 if spec.head_softcap else 0  # tanh keeps its output
+    return LossBytes(
+        forward=(curve.forward + capped) * vocab * tokens,
+        backward=(curve.backward + capped) * vocab * tokens if curve.backward else 0,
+        head=curve.head * vocab * tokens,
+    )
+
+
+def _fused_linear(spec: ModelSpec, regime: Regime, tokens: int, *, head_trained: bool) -> LossBytes:
+    """Liger: chunks of the logits one after the other; the gradients of the input and of the head are made at once.
+
+    chunk = min(tokens, next power of two of ceil(tokens / ceil(vocab / hidden))).
+    """
+    chunks = -(-spec.vocab // spec.hidden)
+    wanted = -(-tokens // chunks)
+    chunk = min(tokens, 1 << (wanted - 1).bit_length())
+    width = bytes_of(regime.compute)
+    head_gradient = spec.vocab * spec.hidden * bytes_of(regime.head) if head_trained else 0
+    gradient_in = tokens * spec.hidden * width
+    logits = chunk * spec.vocab * width
+    # addmm into the head's gradient casts the chunk's product first
+    extra = spec.vocab * spec.hidden * width if head_trained else 0
+    return LossBytes(
+        forward=logits + gradient_in + chunk * spec.vocab * width,
+        backward=gradient_in, head=gradient_in, kept=head_gradient, temporary=extra,
+    )  # fmt: skip
+
+
+def _chunked(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: int) -> LossBytes:
+    """litgpt: the head runs in chunks of 128 tokens, all logits are kept in 16 bit; torchtune: 8 chunks, each made fp32."""
+    width = bytes_of(regime.compute)
+    whole = tokens * spec.vocab * width
+    chunk = LITGPT_CHUNK_TOKENS if setup.engine == "litgpt" else -(-tokens // TORCHTUNE_CHUNKS)
+    per_chunk = min(chunk, tokens) * spec.vocab
+    if setup.engine == "litgpt":
+        return LossBytes(forward=whole + per_chunk * width, backward=3 * whole, head=2 * whole)
+    return LossBytes(forward=whole + 8 * per_chunk, backward=2 * whole + 8 * per_chunk, head=2 * whole)

@@ -1,0 +1,44 @@
+"""What an estimate takes for granted, and what its reader should know: plain sentences."""
+
+from __future__ import annotations
+
+from planner.hardware.machine import Machine
+from planner.memory.regime import Regime
+from planner.model.spec import ModelSpec
+from planner.training import TrainingSetup
+
+
+def assumptions_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime: Regime) -> tuple[str, ...]:
+    """Facts that the setup leaves open and that were filled in."""
+    held = regime.adapter if setup.is_adapter else regime.trained
+    loops = "under autocast" if regime.autocast else "without autocast"
+    said = [f"{setup.engine} holds trained weights in {held}, computes in {regime.compute} {loops}"]
+    said += machine.assumptions
+    if spec.is_moe:
+        said.append("experts are used evenly: each sees tokens x experts per token / experts")
+    if not machine.gpus:
+        said.append("no GPU is known, so there is no capacity to compare with")
+    if setup.stage in ("ppo", "grpo"):
+        said.append("generation is priced without its key-value cache")
+    return tuple(dict.fromkeys(said))
+
+
+def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime: Regime) -> tuple[str, ...]:
+    """What may make the run differ from the estimate."""
+    said = list(machine.warnings)
+    if not regime.known_engine:
+        said.append(f"engine {setup.engine!r} has no rules of its own here and is priced as plain transformers")
+    if setup.torch_compile:
+        said.append(
+            "torch.compile fuses operations: the estimate is that of the uncompiled step, usually an upper bound"
+        )
+    if spec.remote_code:
+        said.append(f"{spec.id} runs its own modelling code, which was not traced; a Llama-like block is priced")
+    if spec.verified is None and not spec.local_path:
+        said.append(f"the parameter count of {spec.id} could not be verified")
+    if setup.stage in ("kto", "ppo", "grpo"):
+        said.append(f"stage {setup.stage} is priced from its source code; no published peak was available to test it")
+    for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"):
+        if getattr(setup, name) > 1:
+            said.append(f"{name} is not priced yet: the estimate is that of data parallelism alone")
+    return tuple(dict.fromkeys(said))

@@ -1,0 +1,347 @@
+"""One training step as a timeline of phases; the peak is the largest of its moments.
+
+Every moment is seven integers (the contract's parts); they sum to the allocated bytes of that moment exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from planner.memory.curves import BlockCurve, block_curve, final_norm
+from planner.memory.layout import Layout
+from planner.memory.loss import loss_bytes
+from planner.memory.ops import Mode
+from planner.memory.regime import DEEPSPEED, FSDP, Regime, bytes_of
+from planner.memory.result import Phase
+from planner.memory.tape import Moment
+from planner.memory.units import Layer, Parts
+from planner.model.spec import ModelSpec
+from planner.training import TrainingSetup
+
+Bytes7 = tuple[int, int, int, int, int, int, int]
+INPUT_BYTES_PER_TOKEN = 32  # input ids, labels, attention mask, position ids, each int64
+ORDER: tuple[Phase, ...] = ("load", "forward", "loss", "backward", "optimizer", "eval", "save")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Everything the timeline reads, resolved once per setup."""
+
+    setup: TrainingSetup
+    spec: ModelSpec
+    regime: Regime
+    parts: Parts
+    layout: Layout
+    workspace_bytes: int
+    extra_weights: int = 0  # reference and reward models
+    kept_per_layer_token: int = 0  # FSDP1 with frozen layers under reentrant checkpointing
+
+
+class Timeline:
+    """Runs the phases and keeps the largest moment of each."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        setup = step.setup
+        sequences = setup.micro_batch_size * setup.sequences_per_sample
+        self.tokens = sequences * setup.seq_len
+        self.squares = self.tokens * setup.seq_len
+        self.stream = bytes_of(step.regime.stream) * step.spec.hidden * self.tokens
+        self.stretches = stretches_of(step)
+        self.window = max(
+            (m.at(self.tokens, self.squares) for s in self.stretches for m in s.curve.backward), default=0
+        )
+        self.best: dict[Phase, Bytes7] = {}
+        self.totals: dict[Phase, int] = {}
+        layout = step.layout
+        self.weights = layout.weights + step.extra_weights
+        self.inputs = INPUT_BYTES_PER_TOKEN * self.tokens
+
+    def at(
+        self, phase: Phase, activations: int, *, gradients: int = 0, logits: int = 0, temporaries: int = 0,
+        gathered: int = 0, moment: Moment | None = None,
+    ) -> None:  # fmt: skip
+        """One moment of the step; ``moment`` adds a block's live bytes, split into its parts."""
+        layout = self.step.layout
+        if moment is not None:
+            activations += moment.at(self.tokens, self.squares) - moment.gradient - moment.temporary
+            gradients += moment.gradient
+            temporaries += moment.temporary
+        values: Bytes7 = (
+            self.weights, gradients, layout.optimizer, activations + self.inputs, logits,
+            temporaries + self.step.workspace_bytes, gathered + layout.resident_buffers,
+        )  # fmt: skip
+        total = sum(values)
+        if total > self.totals.get(phase, -1):
+            self.totals[phase] = total
+            self.best[phase] = values
+
+    def run(self) -> Timeline:
+        """All phases of a step whose optimizer states exist."""
+        self._load()
+        below, casts = self._forward()
+        self._loss_and_head(below, casts)
+        self._backward(below)
+        self._optimizer()
+        self._evaluate()
+        return self
+
+    # -- phases ---------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        layout = self.step.layout
+        weights = max(layout.load, layout.weights) + self.step.extra_weights
+        self.best["load"], self.totals["load"] = (weights, 0, 0, 0, 0, 0, 0), weights
+
+    def _forward(self) -> tuple[int, int]:
+        """Walk up the layers; returns the bytes they keep, and autocast's weight copies alive at the end."""
+        layout = self.step.layout
+        below = casts = 0
+        for stretch in self.stretches:
+            each, cast = self._kept_by(stretch), stretch.curve.casts if stretch.checkpointed else 0
+            before = stretch.number - 1
+            for moment in stretch.curve.forward:
+                self.at(
+                    "forward", below + before * each + self.stream, gradients=layout.gradients_carried,
+                    temporaries=casts + before * cast, gathered=layout.gathered_forward, moment=moment,
+                )  # fmt: skip
+            below += stretch.number * each
+            casts += stretch.number * cast
+        return below, casts
+
+    def _kept_by(self, stretch: Stretch) -> int:
+        """Bytes that one layer keeps for backward: what its graph saved, or its checkpointed input."""
+        if not stretch.checkpointed:
+            return stretch.curve.kept.at(self.tokens, self.squares)
+        if stretch.layer.kind == "frozen":
+            return 0
+        setup = self.step.setup
+        offloaded = setup.activation_offload or (setup.unsloth and setup.engine == "llamafactory")
+        return 0 if offloaded else self.stream
+
+    def _loss_and_head(self, below: int, casts: int) -> None:
+        step, layout = self.step, self.step.layout
+        norm_kept, norm_out = final_norm(step.spec, self._norm_mode())
+        norm_kept, norm_out = norm_kept * self.tokens, norm_out * self.tokens
+        loss = loss_bytes(step.setup, step.spec, step.regime, self.tokens, head_trained=step.parts.head_trained)
+        head_cast, gathered = self._head_cast(), layout.gathered_loss
+        gradients = layout.gradients_carried + loss.kept
+        self.at("loss", below + norm_kept + norm_out, logits=loss.forward, gradients=gradients,
+                temporaries=casts + head_cast + loss.temporary, gathered=gathered)  # fmt: skip
+        held = below + norm_kept + (norm_out if step.parts.head_trained else 0)
+        if step.regime.loss == "in_model":  # outputs held through backward bring their key-value cache along
+            held += sum(2 * 2 * s.number * s.layer.block.attention.kv_width for s in self.stretches) * self.tokens
+        self.at("backward", held, logits=loss.backward, gradients=gradients, temporaries=head_cast, gathered=gathered)
+        self.at("backward", held + norm_out, logits=loss.head, gradients=gradients + self._head_gradient(),
+                temporaries=head_cast, gathered=gathered)  # fmt: skip
+
+    def _head_gradient(self) -> int:
+        """The head's weight gradient as its matmul makes it, with its fp32 cast under autocast."""
+        step, regime = self.step, self.step.regime
+        if not step.parts.head_trained or regime.loss == "fused_linear":
+            return 0
+        widened = 4 if regime.autocast else 0
+        return step.spec.vocab * step.spec.hidden * (bytes_of(regime.compute) + widened)
+
+    def _norm_mode(self) -> Mode:
+        """The final norm trains with the whole model only; it belongs to no layer."""
+        step = self.step
+        trained = not step.setup.is_adapter and step.setup.method != "freeze"
+        return _mode(
+            step.regime, frozenset(), frozenset(), trained, 0, False, False, "flash",
+            step.setup.liger_kernel, _fused_kernels(step.setup), True, False,
+        )  # fmt: skip
+
+    def _head_cast(self) -> int:
+        """Autocast's 16-bit copy of an fp32 head, alive from its matmul to its backward."""
+        regime, spec = self.step.regime, self.step.spec
+        if regime.autocast is None or regime.head != "fp32":
+            return 0
+        return spec.vocab * spec.hidden * bytes_of(regime.compute)
+
+    def _backward(self, below: int) -> None:
+        """Walk down the layers: kept tensors shrink, gradients grow; each stretch is worst at one of its ends."""
+        step, layout = self.step, self.step.layout
+        gradients = layout.gradients_carried + layout.gradients.get("head", 0)
+        gathered = layout.gathered_backward + layout.reducing
+        finished = 0
+        for stretch in reversed(self.stretches):
+            per_layer, each = layout.gradients.get(stretch.layer.name, 0), self._kept_by(stretch)
+            own = each if stretch.checkpointed else 0
+            for done in {0, stretch.number - 1}:
+                rest = below - (done + 1) * each + own + self._lingering(finished + done, each)
+                for moment in stretch.curve.backward:
+                    self.at("backward", rest, gradients=gradients + done * per_layer, gathered=gathered, moment=moment)
+            below -= stretch.number * each
+            finished += stretch.number
+            gradients += stretch.number * per_layer
+        self._embedding(gradients)
+
+    def _lingering(self, done: int, boundary: int) -> int:
+        """FSDP1 with frozen layers: inputs of finished layers and their gradients stay until backward ends."""
+        extra = self.step.kept_per_layer_token * self.tokens
+        return done * boundary + max(0, done - 1) * extra if extra else 0
+
+    def _embedding(self, gradients: int) -> None:
+        step, layout = self.step, self.step.layout
+        arriving = layout.gradients.get("embedding", 0)
+        tied = 0
+        if step.parts.embedding_trained and step.parts.head_trained and step.spec.tied_embeddings:
+            tied = step.spec.vocab * step.spec.hidden * bytes_of(step.regime.gradient)
+        self.at("backward", self.stream, gradients=gradients + arriving + tied,
+                gathered=layout.reducing + layout.end_of_backward)  # fmt: skip
+        if step.setup.gradient_accumulation_steps > 1 and step.parts.trained:
+            largest = max(unit.largest_trained for unit in step.parts.units) * bytes_of(step.regime.gradient)
+            self.at("backward", self.stream, gradients=gradients + arriving + largest, gathered=layout.reducing)
+
+    def _optimizer(self) -> None:
+        layout = self.step.layout
+        gradients = layout.gradients_at_step
+        if gradients is None:
+            counts = {unit.name: unit.count for unit in self.step.parts.units}
+            gradients = layout.gradients_carried + sum(counts[n] * size for n, size in layout.gradients.items())
+        self.at("optimizer", 0, gradients=gradients, temporaries=layout.step_temporaries)
+
+    def _evaluate(self) -> None:
+        """Evaluation keeps nothing for backward; logits are materialised (Liger's fused loss only trains)."""
+        step, batch = self.step, self.step.setup.eval_micro_batch_size
+        if batch is None:
+            return
+        tokens = batch * step.setup.seq_len * step.setup.sequences_per_sample
+        squares = tokens * step.setup.seq_len
+        extra = INPUT_BYTES_PER_TOKEN * (tokens - self.tokens)
+        hidden = tokens * step.spec.hidden * bytes_of(step.regime.stream)
+        for layer in step.parts.layers:
+            for moment in _graphless(step, layer).forward:
+                self.at("eval", extra + hidden + moment.at(tokens, squares), gathered=step.layout.gathered_forward)
+        _, norm_out = final_norm(step.spec, self._norm_mode())
+        width = 8 if step.regime.compute == "fp32" else 10
+        self.at("eval", extra + norm_out * tokens, logits=width * step.spec.vocab * tokens,
+                temporaries=self._head_cast(), gathered=step.layout.gathered_loss)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """``number`` consecutive layers with the same curve."""
+
+    layer: Layer
+    number: int
+    curve: BlockCurve
+    checkpointed: bool
+
+
+def stretches_of(step: Step) -> tuple[Stretch, ...]:
+    """All layers from bottom to top, cut where the treatment changes."""
+    return tuple(stretch for layer in step.parts.layers for stretch in _stretches(step, layer))
+
+
+def _stretches(step: Step, layer: Layer) -> list[Stretch]:
+    setup, regime, spec = step.setup, step.regime, step.spec
+    mode = block_mode(step, layer)
+
+    def stretch(number: int, *, checkpointed: bool) -> Stretch:
+        curve = _curve(layer, mode, spec.model_type, spec.hidden, checkpointed, regime.reentrant)
+        return Stretch(layer, number, curve, checkpointed)
+
+    if layer.kind == "frozen":  # below everything trained there is no graph: forward only, nothing kept
+        return [Stretch(layer, layer.count, _graphless(step, layer), True)]
+    checkpointing = setup.gradient_checkpointing
+    if isinstance(checkpointing, bool):
+        return [stretch(layer.count, checkpointed=checkpointing)]
+    if checkpointing == "selective":
+        plain, whole = stretch(layer.count, checkpointed=False), stretch(layer.count, checkpointed=True)
+        return [Stretch(layer, layer.count, _selective(plain.curve, whole.curve, layer), False)]
+    wrapped = layer.count // checkpointing
+    cut = [(layer.count - wrapped, False), (wrapped, True)]
+    return [stretch(number, checkpointed=wrap) for number, wrap in cut if number]
+
+
+def _graphless(step: Step, layer: Layer) -> BlockCurve:
+    """The layer without a graph, as evaluation and frozen layers below everything trained run it."""
+    spec = step.spec
+    curve = _curve(layer, block_mode(step, layer), spec.model_type, spec.hidden, True, True)
+    return replace(curve, backward=(), weight_gradients=0)
+
+
+@lru_cache(maxsize=4096)
+def _curve(layer: Layer, mode: Mode, model_type: str, hidden: int, checkpointed: bool, reentrant: bool) -> BlockCurve:
+    return block_curve(
+        layer.block, layer.linears, mode, model_type=model_type, hidden=hidden,
+        checkpointed=checkpointed, reentrant=reentrant,
+    )  # fmt: skip
+
+
+def _selective(plain: BlockCurve, checkpointed: BlockCurve, layer: Layer) -> BlockCurve:
+    """torchtitan's per-op policy: attention outputs and every second matmul's output stay, the rest is made again."""
+    a = layer.block.attention
+    matmuls = sum(lin.outputs for lin in layer.linears if not lin.role.startswith("expert_"))
+    boundary = plain.output.token
+    kept = Moment(0, boundary + matmuls + 2 * a.q_width + 4 * a.heads, 0)
+    kept = kept if kept.token < plain.kept.token else plain.kept
+    return replace(plain, kept=kept, backward=checkpointed.backward)
+
+
+def block_mode(step: Step, layer: Layer) -> Mode:
+    """The mode of one layer's program under this regime."""
+    setup, regime = step.setup, step.regime
+    adapted = layer.kind == "adapted"
+    parallelism = setup.parallelism or "none"
+    return _mode(
+        regime,
+        layer.targets if adapted else frozenset(),
+        layer.whole,
+        layer.kind == "trained",
+        setup.lora_rank if adapted else 0,
+        adapted and setup.lora_dropout > 0,
+        adapted and setup.method == "dora",
+        _kernel(setup, step.spec),
+        setup.liger_kernel,
+        _fused_kernels(setup),
+        parallelism not in FSDP | DEEPSPEED and not setup.optimizer_in_backward,
+        step.spec.dropout,
+    )
+
+
+def _fused_kernels(setup: TrainingSetup) -> bool:
+    """Unsloth's norm and rotation kernels, which also come with its in-place cross-entropy."""
+    return setup.unsloth or (setup.loss == "fused" and not setup.liger_kernel)
+
+
+def _kernel(setup: TrainingSetup, spec: ModelSpec) -> str:
+    if setup.attention == "eager":
+        return "eager"
+    if setup.attention == "flash_attention_2":
+        return "flash"
+    if any(run.block.attention.softcap or run.block.attention.sinks for run in spec.runs):
+        return "eager"  # SDPA has neither soft-capping nor sinks; transformers takes the eager path
+    return "efficient" if setup.padded else "sdpa"
+
+
+@lru_cache(maxsize=1024)
+def _mode(
+    regime: Regime, targets: frozenset[str], whole: frozenset[str], trained: bool, rank: int, dropout: bool,
+    dora: bool, kernel: str, liger: bool, fused: bool, stay: bool, residual_dropout: bool,
+) -> Mode:  # fmt: skip
+    return Mode(
+        stream=bytes_of(regime.stream),
+        compute=bytes_of(regime.compute),
+        autocast=regime.autocast is not None,
+        base=bytes_of(regime.frozen),
+        norm_weight=bytes_of(regime.norms),
+        trained=trained,
+        trained_itemsize=bytes_of(regime.trained),
+        trained_modules=whole,
+        quantized=regime.quantized,
+        targets=targets,
+        rank=rank,
+        adapter=bytes_of(regime.adapter),
+        dropout=dropout,
+        dora=dora,
+        kernel=kernel,  # type: ignore[arg-type]
+        repeat_kv=regime.repeat_kv,
+        liger=liger,
+        fused=fused,
+        gradients_stay=stay,
+        residual_dropout=residual_dropout,
+    )
