@@ -30,11 +30,14 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 import comparisons  # noqa: E402
-from comparisons import FIGURE, Judged, judge_row, peaks  # noqa: E402
-from measured_setups import rows  # noqa: E402
+from comparisons import FIGURE, judge_row, peaks  # noqa: E402
+from measured_setups import Row, rows  # noqa: E402
 
+from planner.hardware.machine import Machine  # noqa: E402
 from planner.memory import overhead  # noqa: E402
+from planner.model.spec import ModelSpec  # noqa: E402
 from planner.rulebook.paths import rules_dir  # noqa: E402
+from planner.training import TrainingSetup  # noqa: E402
 
 TARGET = rules_dir() / "overheads.toml"
 COVERAGES = (0.90, 0.99)
@@ -64,14 +67,20 @@ GRIDS: dict[str, tuple[float, ...]] = {
 class Seen:
     """One row with what the estimator asked the overheads for."""
 
-    judged: Judged
+    row: Row
+    setup: TrainingSetup
+    spec: ModelSpec
+    machine: Machine
     asked: dict[str, Any]
 
     @property
     def trust(self) -> str:
         """The row's class."""
-        assert self.judged.setup and self.judged.spec and self.judged.machine
-        return overhead.trust_class(self.judged.setup, self.judged.spec, self.judged.machine.world_size)
+        return overhead.trust_class(self.setup, self.spec, self.machine.world_size)
+
+    def answer(self) -> overhead.Overheads:
+        """The overheads with the figures as they are now."""
+        return overhead.overheads(self.setup, self.spec, self.machine, **self.asked)
 
 
 def look() -> list[Seen]:
@@ -80,7 +89,7 @@ def look() -> list[Seen]:
     real = overhead.overheads
 
     def spy(*places: Any, **named: Any) -> overhead.Overheads:
-        calls.append(named)
+        calls.append({"places": places, "named": named})
         return real(*places, **named)
 
     module = sys.modules[comparisons.estimate.__module__]
@@ -90,9 +99,10 @@ def look() -> list[Seen]:
     seen = []
     for row in rows("published"):
         calls.clear()
-        judged = judge_row(row)
-        if judged.estimate is not None and calls:
-            seen.append(Seen(judged=judged, asked=calls[-1]))
+        judge_row(row)
+        if calls:
+            setup, spec, machine = calls[-1]["places"]
+            seen.append(Seen(row=row, setup=setup, spec=spec, machine=machine, asked=calls[-1]["named"]))
     return seen
 
 
@@ -101,10 +111,10 @@ def margins(seen: list[Seen]) -> dict[str, dict[str, float]]:
     residuals: dict[str, list[float]] = defaultdict(list)
     models: dict[str, set[str]] = defaultdict(set)
     for one in seen:
-        for meter, measured in peaks(one.judged.row):
+        for meter, measured in peaks(one.row):
             if meter == "allocated":
                 residuals[one.trust].append(measured / one.asked["allocated_bytes"] - 1)
-                models[one.trust].add(one.judged.row["model"])
+                models[one.trust].add(one.row["model"])
     tables = {}
     for name, floors in FLOORS.items():
         stretch = 1 + 1 / math.sqrt(len(models[name])) if models[name] else 1.0
@@ -148,10 +158,9 @@ def loss(seen: list[Seen], figures: dict[str, float]) -> float:
     table.update(figures)
     errors = []
     for one in seen:
-        assert one.judged.setup and one.judged.spec and one.judged.machine and one.judged.estimate
-        answer = overhead.overheads(one.judged.setup, one.judged.spec, one.judged.machine, **one.asked)
-        capacity = one.judged.machine.smallest.capacity_bytes
-        for meter, measured in peaks(one.judged.row):
+        answer = one.answer()
+        capacity = one.machine.smallest.capacity_bytes
+        for meter, measured in peaks(one.row):
             if meter in ("reserved", "nvidia-smi") and measured < NEARLY_FULL * capacity:
                 predicted = getattr(answer, FIGURE[meter])
                 errors.append(min(abs(math.log(predicted / measured)), 0.5))
@@ -162,9 +171,8 @@ def spread(seen: list[Seen]) -> float:
     """The share by which measured cache differs from predicted in 9 of 10 runs."""
     shares = []
     for one in seen:
-        assert one.judged.setup and one.judged.spec and one.judged.machine
-        answer = overhead.overheads(one.judged.setup, one.judged.spec, one.judged.machine, **one.asked)
-        for meter, measured in peaks(one.judged.row):
+        answer = one.answer()
+        for meter, measured in peaks(one.row):
             if meter in ("reserved", "nvidia-smi"):
                 kept = answer.reserved_bytes - one.asked["allocated_bytes"]
                 shares.append(abs(getattr(answer, FIGURE[meter]) - measured) / max(kept, 1))

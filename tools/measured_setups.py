@@ -115,7 +115,9 @@ def _fms(row: Row) -> Setup:
     if row["method"] == "full":
         # FSDP under mixed precision holds trained weights in fp32 (accelerate upcasts), one GPU in the loaded dtype.
         return setup | {"param_dtype": "fp32" if autocast and row["gpus"] > 1 else "bf16"}
-    setup |= {"lora_target": row["lora_targets"].split(","), "lora_dropout": 0.1, "adapter_dtype": "fp32"}
+    # The benchmark names c_attn beside the four projections; peft takes those that the model has.
+    targets = ["c_attn"] if "santacoder" in row["model"] else [*row["lora_targets"].replace(",c_attn", "").split(",")]
+    setup |= {"lora_target": targets, "lora_dropout": 0.1, "adapter_dtype": "fp32"}
     if "autogptq" in framework:
         return setup | {"quantization_bit": 4, "quantization_method": "gptq", "double_quantization": False}
     if row["quant_bits"]:

@@ -60,7 +60,7 @@ def rules() -> dict[str, Any]:
 
 def workspace_bytes(machine: Machine | None) -> int:
     """cuBLAS workspaces of a training step, inside the allocator. Unknown cards count as older than Hopper."""
-    capability = machine.smallest.compute_capability if machine is not None else None
+    capability = machine.smallest.compute_capability if machine is not None and machine.gpus else None
     if capability is not None and (9, 0) <= capability < (10, 0):
         return WORKSPACES * WORKSPACE_BYTES_HOPPER
     return WORKSPACES * WORKSPACE_BYTES
@@ -161,8 +161,8 @@ def overheads(
     the parts of a breakdown of each part's largest size in any phase; 0 where it is not known. ``expandable`` says that
     the job sets expandable segments.
     """
-    gpu, ranks = machine.smallest, machine.world_size
-    context = context_bytes(gpu.kind.architecture if gpu.kind is not None else None)
+    kind = machine.smallest.kind if machine.gpus else None
+    context = context_bytes(kind.architecture if kind is not None else None)
     nccl = nccl_bytes(machine.gpus_per_node, machine.nodes, machine.links.nvlink)
     table = rules()
     reserved = reserved_bytes(
@@ -178,7 +178,7 @@ def overheads(
     if expandable:
         reserved = allocated_bytes + int((reserved - allocated_bytes) * table["cache"]["expandable"])
         fragments *= table["fragmentation"]["expandable"]
-    below, above = margins(trust_class(setup, spec, ranks), coverage)
+    below, above = margins(trust_class(setup, spec, machine.world_size), coverage)
     upper = int(allocated_bytes * (1 + above))
     return Overheads(
         context_bytes=context,
