@@ -16,7 +16,7 @@ from planner.units import GIB, MIB
 PCIE_LANE_BYTES_PER_S = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
 
 _VENDOR_WORDS = re.compile(r"\b(nvidia|geforce|tesla|amd|instinct|radeon|huawei)\b", re.IGNORECASE)
-_SIZE = re.compile(r"\d{1,3}gb$")
+_SIZE = re.compile(r"[\s_-]+\d+\s*gi?b?\s*$", re.IGNORECASE)
 _SERIES = re.compile(r"^(rtx|gtx|rx)(?=\d)")
 
 Row = Mapping[str, Any]
@@ -40,6 +40,12 @@ def find_gpu(text: str, *, place: str = "--gpus") -> GpuKind:
         offers = " or ".join(short_name(row) for row in rows)
         raise InputError(f"{place} {text!r} stands for several cards; name one: {offers}")
     return kind(sold[0])
+
+
+def reading(text: str) -> str | None:
+    """What is assumed when this text names the card: ``A100-80GB`` leaves the board open, ``A100-PCIe-80GB`` not."""
+    row = _by_id()[find_gpu(text).id]
+    return row.get("stands_for") if search_key(text) in _with_size({search_key(row["aliases"][0])}, row) else None
 
 
 def knows(text: str) -> bool:
@@ -112,7 +118,10 @@ def _by_key() -> dict[str, tuple[Row, ...]]:
 
 def _keys(row: Row) -> set[str]:
     """Every word for a row: its id, aliases and names, each also with its size and without RTX or GTX."""
-    words = {search_key(word) for word in (row["id"], *row["aliases"], *row["names"])}
+    return _with_size({search_key(word) for word in (row["id"], *row["aliases"], *row["names"])}, row)
+
+
+def _with_size(words: set[str], row: Row) -> set[str]:
     size = f"{row['memory']['gib']}gb"
     words |= {word if word.endswith(size) else word + size for word in words}
     return words | {_SERIES.sub("", word) for word in words}
@@ -123,7 +132,7 @@ def _matches(row: Row, word: str) -> bool:
 
 
 def _unknown(text: str, place: str) -> InputError:
-    others = _by_key().get(_SIZE.sub("", search_key(text)), ())
+    others = _by_key().get(search_key(_SIZE.sub("", text)), ())
     if others:
         sizes = " or ".join(short_name(row) for row in others)
         return InputError(f"{place}: there is no {text!r} in the catalogue; that card is known as {sizes}")

@@ -16,7 +16,7 @@ from itertools import groupby
 
 from planner.errors import InputError
 from planner.hardware.machine import Gpu, GpuKind, Machine
-from planner.units import GIB, parse_size_bytes, show_gib
+from planner.units import GIB, MIB, parse_size_bytes, show_gib
 
 EXAMPLE = "write such as 3x20GB, 2xRTX4090, 1xA100-80GB or 2x8xH100-80GB"
 
@@ -34,7 +34,7 @@ RESERVE_CAP_BYTES = 1 * GIB
 RESERVE_SHARE_OF_LARGE = 0.01
 
 _COUNT = re.compile(r"^\s*([+-]?\d+)\s*[x×*]\s*", re.IGNORECASE | re.ASCII)
-_SIZE = re.compile(r"^\d{1,9}(\.\d{1,9})?\s*(gib|gb|g|mib|mb|m|tib|tb|t)$", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"^\d{1,9}(\.\d{1,12})?\s*(gib|gb|g|mib|mb|m|tib|tb|t)$", re.IGNORECASE | re.ASCII)
 _NUMBER = re.compile(r"^[+-]?\d*\.?\d*$", re.ASCII)
 
 
@@ -67,7 +67,7 @@ def parse_machine(gpus: str, ram: str | None = None) -> Machine:
             "write nodes x GPUs, such as 2x8xH100-80GB"
         )
     devices = tuple(_gpus(groups))
-    return Machine(gpus=devices, nodes=nodes, ram_bytes=_ram_bytes(ram), assumptions=_assumptions(devices))
+    return Machine(gpus=devices, nodes=nodes, ram_bytes=_ram_bytes(ram), assumptions=_assumptions(groups, devices))
 
 
 def format_gpus(machine: Machine) -> str:
@@ -85,10 +85,18 @@ def _word(gpu: Gpu) -> str:
         from planner.hardware.catalogue import name_for_flags
 
         return name_for_flags(gpu.kind.id)
-    size_bytes = gpu.nominal_bytes or gpu.total_bytes or gpu.capacity_bytes
-    if gpu.nominal_bytes and size_bytes % GIB:
-        return f"{size_bytes / GIB:.9f}".rstrip("0") + "GB"
-    return f"{-(-size_bytes // GIB)}GB"
+    if gpu.nominal_bytes is None:
+        return f"{-(-(gpu.total_bytes or gpu.capacity_bytes) // GIB)}GB"
+    return _size_text(gpu.nominal_bytes)
+
+
+def _size_text(size_bytes: int) -> str:
+    """The size in the largest unit that states it exactly; odd bytes as a fraction that reads back to them."""
+    if size_bytes % GIB == 0:
+        return f"{size_bytes // GIB}GB"
+    if size_bytes % MIB == 0:
+        return f"{size_bytes // MIB}MB"
+    return f"{(size_bytes + 0.4) / GIB:.10f}GB"
 
 
 def _parts(text: str) -> list[str]:
@@ -211,10 +219,18 @@ def _ram_bytes(ram: str | None) -> int | None:
     return parse_size_bytes(ram, place="--ram")
 
 
-def _assumptions(gpus: Sequence[Gpu]) -> tuple[str, ...]:
+def _assumptions(groups: Sequence[_Group], gpus: Sequence[Gpu]) -> tuple[str, ...]:
     """What was taken for granted, each sentence once."""
-    said = dict.fromkeys(sentence for gpu in gpus for sentence in _assumed(gpu))
-    return tuple(said)
+    readings = [_reading(group.what) for group in groups if not _SIZE.match(group.what)]
+    said = [sentence for sentence in readings if sentence]
+    said += [sentence for gpu in gpus for sentence in _assumed(gpu)]
+    return tuple(dict.fromkeys(said))
+
+
+def _reading(name: str) -> str | None:
+    from planner.hardware.catalogue import reading
+
+    return reading(name)
 
 
 def _assumed(gpu: Gpu) -> list[str]:
