@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from planner.errors import InputError, nearest
+from planner.errors import InputError, UnsupportedError, nearest
 from planner.model import fetch
 from planner.model.interpret import interpret
 from planner.model.spec import ModelSpec
@@ -130,7 +130,14 @@ def _local(path: Path, *, id: str) -> ModelSpec:
 
 
 def _interpret_or_count(config: dict[str, Any], id: str, path: Path) -> ModelSpec:
-    return interpret(config, id=id, place=str(path))
+    try:
+        return interpret(config, id=id, place=str(path))
+    except UnsupportedError:
+        from planner.model.meta import can_count, spec_by_counting  # rare, and counting imports torch
+
+        if not can_count():
+            raise
+        return spec_by_counting(config, id=id, place=str(path))
 
 
 def _with_stored(spec: ModelSpec, stored: fetch.Stored) -> ModelSpec:

@@ -63,11 +63,6 @@ def interpret(config: Mapping[str, Any], *, id: str = "", place: str = "config.j
     return replace(spec, parameters=counted.total, active_parameters=counted.active if spec.is_moe else None)
 
 
-def is_known(model_type: str) -> bool:
-    """True where ``interpret`` has rules for this type."""
-    return model_type in FAMILIES or model_type in SAME_AS
-
-
 def _text_spec(config: Mapping[str, Any], model_type: str, place: str) -> ModelSpec:
     if model_type not in WRAPPERS:
         return build(Keys(config, _family(model_type, place), place=place), _traits(model_type, place))
@@ -100,7 +95,11 @@ def _traits(model_type: str, place: str) -> Traits:
 def unknown_type(model_type: str, place: str) -> UnsupportedError:
     """The refusal of an architecture, with the nearest known ones."""
     close = nearest(model_type, [*FAMILIES, *SAME_AS])
-    offer = f"; the nearest known are {', '.join(close)}" if close else ""
+    offer = (
+        f"; the nearest known are {', '.join(close)}"
+        if close
+        else f"; known are {', '.join([*FAMILIES][:8])} and others"
+    )
     return UnsupportedError(
         f"{place}: model_type {model_type!r} has no counting rules here{offer}",
         hint="install the extra `vramplan[count]` and transformers' own model code counts its parameters",
