@@ -77,7 +77,7 @@ class RungRow(Row):
     """One step of the ladder: the setup fields it changes, when it applies, and what it costs beyond bytes.
 
     ``steps`` instead of ``changes``: a field and the direction in which it is lowered (micro batch, length).
-    ``environment`` are variables of the launch that belong to the rung. ``on_request`` rungs are shown with
+    ``through`` lists the parallelism that the rung needs, best first. ``environment`` are variables of the launch that belong to the rung. ``on_request`` rungs are shown with
     their price and taken only when allowed or required.
     """
 
@@ -86,6 +86,7 @@ class RungRow(Row):
     tier: int = Field(ge=0, le=5)
     changes: dict[str, Any] = {}
     steps: Literal["micro_batch_size", "seq_len"] | None = None
+    through: list[Literal["zero2", "zero3", "fsdp", "fsdp2"]] = []
     environment: dict[str, str] = {}
     when: list[ConditionRow] = []
     forbids: list[str] = []

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from planner.hardware.machine import Machine
 from planner.model.spec import Block, ModelSpec
-from planner.training import FIELD_NAMES, TrainingSetup
+from planner.training import FIELD_NAMES, Targets, TrainingSetup
 
 _GEFORCE = re.compile(r"(?:geforce\s*)?rtx\s*(\d\d)\d\d", re.IGNORECASE)
 _PROFESSIONAL = re.compile(r"quadro|ada generation|rtx\s*pro|rtx\s*[4-6]000|rtx\s*a\d", re.IGNORECASE)
@@ -146,35 +147,17 @@ def _layers_over_freeze(facts: Facts) -> int | None:
 
 def _smallest_target_width(facts: Facts) -> int | None:
     """Elements of the narrowest side of any module that LoRA's targets name; routers are left out."""
-    if facts.spec is None:
-        return None
-    wanted = facts.setup.lora_target
-    widths = [facts.spec.hidden]
-    for run in facts.spec.runs:
-        for names, width in _widths(run.block):
-            if wanted == "all" or any(name in wanted for name in names):
-                widths.append(width)
-    return min(widths)
+    spec, setup = facts.spec, facts.setup
+    return _narrowest(spec, setup.lora_target) if spec and setup.is_adapter else None
 
 
-_Widths = list[tuple[tuple[str, ...], int]]
+@lru_cache(maxsize=256)
+def _narrowest(spec: ModelSpec, targets: Targets) -> int | None:
+    from planner.model.modules import lora_targets
 
-
-def _widths(block: Block) -> _Widths:
-    attention = block.attention
-    found: _Widths
-    if attention.kind == "mla":
-        found = [(("kv_a_proj_with_mqa",), attention.kv_lora_rank + attention.qk_rope_dim)]
-        found.append((("kv_b_proj",), attention.kv_lora_rank))
-        found += [(("q_a_proj", "q_b_proj"), attention.q_lora_rank)] if attention.q_lora_rank else []
-    else:
-        found = [(("q_proj", "o_proj", "query_key_value", "qkv_proj", "c_attn", "dense"), attention.q_width)]
-        found += [] if attention.fused_qkv else [(("k_proj", "v_proj"), attention.kv_width)]
-    if block.mlp:
-        found.append((("gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2"), block.mlp.width))
-    if block.moe and not block.moe.stacked:
-        found.append((("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"), block.moe.expert.width))
-    return [(names, width) for names, width in found if width]
+    found = [linear for run in spec.runs for linear in lora_targets(spec, run.block, targets)]
+    sides = [min(linear.inputs, linear.outputs) for linear in found if linear.role not in ("router", "shared_router")]
+    return min(sides, default=None)
 
 
 DERIVED: dict[str, Callable[[Facts], Any]] = {
@@ -196,6 +179,7 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "machine.nvlink": lambda facts: facts.machine.links.nvlink if facts.machine else None,
     "machine.compute_capability": _capability,
     "machine.has_bf16": _has_bf16,
+    "machine.may_have_bf16": lambda facts: facts.get("machine.has_bf16") is not False,
     "machine.vendor": lambda facts: _kind(facts, "vendor"),
     "machine.architecture": lambda facts: _kind(facts, "architecture"),
     "machine.geforce_series": _geforce_series,

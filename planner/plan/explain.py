@@ -1,0 +1,137 @@
+"""Why a plan is what it is, in plain sentences with the figures that decide."""
+
+from __future__ import annotations
+
+from planner.plan.plan import Configuration
+from planner.search.climb import Outcome, Round
+from planner.search.desk import Desk
+from planner.search.rungs import Rung
+from planner.training import TrainingSetup
+from planner.units import show_count, show_gib
+
+WORDS = {"none": "one GPU", "ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+
+
+def held_by(setup: TrainingSetup) -> str:
+    """``ZeRO-3, micro batch 1, checkpointing``: how a setup is held, in a few words."""
+    parallelism = str(setup.parallelism)
+    words = [WORDS.get(parallelism, parallelism.upper()), f"micro batch {setup.micro_batch_size}"]
+    words += ["checkpointing"] if setup.gradient_checkpointing else ["no checkpointing"]
+    words += [f"offload of {setup.offload}"] if setup.offload != "none" else []
+    return ", ".join(words)
+
+
+def reasons_of(desk: Desk, outcome: Outcome) -> tuple[str, ...]:
+    """Why this class, why not the better ones, and what the rest of the memory was spent on."""
+    reasons = [_why_chosen(desk, outcome)] if outcome.chosen is not None else []
+    reasons += [_why_not(desk, outcome, each) for each in _passed_over(outcome)]
+    if outcome.chosen is not None:
+        reasons += _spent(desk, outcome, outcome.chosen)
+    return tuple(reason for reason in reasons if reason)
+
+
+def _passed_over(outcome: Outcome) -> list[Round]:
+    """The classes that stand before the chosen one; all of them where nothing was chosen."""
+    if outcome.round is None:
+        return list(outcome.rounds)
+    return list(outcome.rounds)[: list(outcome.rounds).index(outcome.round)]
+
+
+def _why_chosen(desk: Desk, outcome: Outcome) -> str:
+    setup, each = outcome.chosen, outcome.round
+    if setup is None or each is None:
+        return ""
+    need, capacity = desk.need(setup) or 0, desk.capacity_bytes
+    figures = f"{show_gib(need)} of {show_gib(capacity)} a GPU"
+    if outcome.verdict == "uncertain":
+        return f"{each.label} ({held_by(setup)}) may fit: {figures}, so without the margin for what is not known"
+    why = {
+        "quality": "is the least intrusive method that fits",
+        "speed": "is the fastest of the methods allowed",
+        "memory": "needs least of the methods allowed",
+    }[outcome.terms.request.objective]
+    return f"{each.label} {why}: {held_by(setup)}, {figures}"
+
+
+def _why_not(desk: Desk, outcome: Outcome, each: Round) -> str:
+    if each.refused is not None:
+        return f"{each.label} is ruled out: {each.refused}"
+    if outcome.terms.request.objective != "quality" and each.best(desk.capacity_bytes) is not None:
+        return ""
+    lean = each.space.leanest()
+    price = desk.price(lean) if lean is not None else None
+    if lean is None or price is None:
+        return f"{each.label} cannot be priced here"
+    host = desk.host_refusal(lean)
+    if host is not None and price.required_bytes <= desk.capacity_bytes:
+        return f"{each.label} does not run: {host}"
+    short = f"{show_gib(price.required_bytes)} of {show_gib(desk.capacity_bytes)} a GPU"
+    return f"{each.label} does not fit: at its leanest ({held_by(lean)}) it needs {short}{_states(desk, each, lean)}"
+
+
+def _states(desk: Desk, each: Round, lean: TrainingSetup) -> str:
+    """For full fine-tuning: what weights, gradients and states alone come to, with and without sharding."""
+    if each.method_class != "full" or desk.spec.parameters == 0:
+        return ""
+    ranks = desk.machine.world_size
+    total = 16 * desk.spec.parameters
+    held = (
+        f"; weights, gradients and Adam states are 16 bytes for each of {show_count(desk.spec.parameters)} parameters"
+    )
+    sharded = f", {show_gib(total / ranks)} sharded over {ranks} GPUs" if ranks > 1 else ""
+    return f"{held}: {show_gib(total)} on one GPU{sharded}"
+
+
+def _spent(desk: Desk, outcome: Outcome, setup: TrainingSetup) -> list[str]:
+    batch = outcome.terms.batch
+    product = f"{setup.micro_batch_size} x {setup.gradient_accumulation_steps} x {batch.ranks} GPUs"
+    reasons = [f"micro batch {product} = {batch.effective} sequences a step, the same on every rung"]
+    if outcome.shortened is not None:
+        reasons.append(
+            f"sequences are cut to {outcome.shortened} tokens, with your consent: what lies beyond is not learnt"
+        )
+    if outcome.used_offload is not None:
+        reasons.append(_offload(desk, outcome.used_offload, setup))
+    return reasons
+
+
+def _offload(desk: Desk, rung: Rung, setup: TrainingSetup) -> str:
+    price = desk.price(setup)
+    need = show_gib(price.host_bytes) if price else "an unknown amount"
+    ram = desk.machine.ram_bytes
+    have = f" of {show_gib(ram)}" if ram is not None else "; how much there is, is not known"
+    return f"{rung.title}: nothing fits without, and it takes {need}{have} of host memory a node"
+
+
+def assumptions_of(desk: Desk, outcome: Outcome, chosen: Configuration | None) -> tuple[str, ...]:
+    """What the plan takes for granted: the machine's, the estimate's and the speed model's assumptions."""
+    found = list(desk.machine.assumptions)
+    shown = outcome.chosen or outcome.nearest
+    if chosen is not None:
+        found += chosen.estimate.assumptions
+    if shown is not None and desk.speed(shown) is not None:
+        found.append(_speed_assumption(desk))
+    if desk.machine.ram_bytes is None:
+        found.append("host memory is not known: rungs that need it are shown and not chosen unasked (say --ram)")
+    return tuple(dict.fromkeys(found))
+
+
+def _speed_assumption(desk: Desk) -> str:
+    from planner.speed.estimate import assumptions
+
+    return assumptions(desk.machine)
+
+
+def warnings_of(desk: Desk, outcome: Outcome, chosen: Configuration | None) -> tuple[str, ...]:
+    """What the reader should know before starting."""
+    from planner.search.constraints import violations
+
+    found = list(desk.machine.warnings)
+    found += [outcome.terms.batch.warning] if outcome.terms.batch.warning else []
+    if chosen is not None:
+        met = violations(chosen.setup, desk.spec, desk.machine)
+        found += [f"{each.sentence} (rule {each.rule_id})" for each in met]
+        found += chosen.estimate.warnings
+        host = desk.host_refusal(chosen.setup)
+        found += [host] if host else []
+    return tuple(dict.fromkeys(found))

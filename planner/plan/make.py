@@ -1,0 +1,95 @@
+"""A request, a model and a machine -> the whole plan. No files, no clock, no environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from planner.errors import InputError
+from planner.hardware.machine import Machine
+from planner.memory.result import Estimate
+from planner.model.spec import ModelSpec
+from planner.plan.explain import assumptions_of, reasons_of, warnings_of
+from planner.plan.plan import Plan, Request
+from planner.plan.remedies import remedies_of
+from planner.search.climb import Outcome, search
+from planner.search.constraints import violations
+from planner.search.desk import Desk, PriceFunction, SpeedFunction
+from planner.search.report import Teller
+from planner.search.table import Tabler
+from planner.search.walk import Terms, settle
+from planner.training import TrainingSetup
+
+EstimateFunction = Callable[..., Estimate]
+
+
+def make_plan(
+    request: Request,
+    spec: ModelSpec,
+    machine: Machine,
+    *,
+    price: PriceFunction | None = None,
+    estimate: EstimateFunction | None = None,
+    speed: SpeedFunction | None = None,
+) -> Plan:
+    """What fits, what is best among it and why.
+
+    ``price``, ``estimate`` and ``speed`` default to the real models. A request that nothing fits is answered, not
+    raised: ``chosen`` is None, and ``nearest_miss`` and ``remedies`` say more. Raises InputError for rungs that do
+    not exist, contradictions, and a request that the rules forbid whatever the class.
+    """
+    terms = settle(request, spec, machine)
+    desk = _desk(terms, spec, machine, price, speed)
+    outcome = search(desk, terms)
+    _refuse_impossible(outcome)
+    tabler = Tabler(desk, outcome, _explainer(spec, machine, estimate))
+    return _plan(desk, outcome, tabler)
+
+
+def _desk(
+    terms: Terms, spec: ModelSpec, machine: Machine, price: PriceFunction | None, speed: SpeedFunction | None
+) -> Desk:
+    if price is None:
+        from planner.memory.estimate import price
+    if speed is None:
+        from planner.speed.estimate import predict_speed as speed
+    asked = violations(terms.start, spec, machine)
+    tolerated = frozenset(found.rule_id for found in asked if found.effect == "unproven")
+    return Desk(spec, machine, price, speed, tolerated)
+
+
+def _explainer(
+    spec: ModelSpec, machine: Machine, estimate: EstimateFunction | None
+) -> Callable[[TrainingSetup, float], Estimate]:
+    if estimate is None:
+        from planner.memory.estimate import estimate as real
+
+        estimate = real
+    explained = estimate
+    return lambda setup, coverage: explained(setup, spec, machine, coverage=coverage)
+
+
+def _refuse_impossible(outcome: Outcome) -> None:
+    """Raises InputError where rules shut out every class: then the request itself is wrong."""
+    if all(each.refused is not None for each in outcome.rounds):
+        raise InputError(str(outcome.rounds[0].refused))
+
+
+def _plan(desk: Desk, outcome: Outcome, tabler: Tabler) -> Plan:
+    table = tabler.table()
+    chosen = tabler.pick(table)
+    nearest = outcome.nearest if chosen is None else None
+    return Plan(
+        verdict=outcome.verdict,
+        request=outcome.terms.request,
+        machine=desk.machine,
+        model=desk.spec,
+        chosen=chosen,
+        configurations=table,
+        alternatives=tabler.alternatives() + tabler.offloads(),
+        ladder=Teller(desk, outcome).tell(),
+        reasons=reasons_of(desk, outcome),
+        assumptions=assumptions_of(desk, outcome, chosen),
+        warnings=warnings_of(desk, outcome, chosen),
+        nearest_miss=tabler.row(nearest, "recommended", "comes closest", coverage=0.99) if nearest else None,
+        remedies=remedies_of(desk, outcome) if chosen is None else (),
+    )

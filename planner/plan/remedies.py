@@ -1,0 +1,124 @@
+"""Nothing fits: which hardware, method or length would do, each tried with the same prices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from planner.hardware.machine import Gpu, Machine
+from planner.search.batch import plan_batch
+from planner.search.climb import SHORTEST_SEQUENCE, Climber, Outcome, method_class_of
+from planner.search.desk import Desk
+from planner.search.walk import Terms
+from planner.training import TrainingSetup
+from planner.units import GIB, show_gib
+
+COUNTS = (2, 3, 4, 6, 8, 16, 32, 64)
+CARD_GIB = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
+CARD_SHARE = 0.97  # of a card's nominal size that a job may use, as for sizes without a name
+
+
+def remedies_of(desk: Desk, outcome: Outcome) -> tuple[str, ...]:
+    """Sentences, the nearest remedy first: another method, shorter sequences, more GPUs, a larger card, host memory."""
+    found = (_method, _length, _count, _card, _offload)
+    return tuple(sentence for look in found for sentence in look(desk, outcome))
+
+
+def _method(desk: Desk, outcome: Outcome) -> Iterator[str]:
+    """A milder class that the request kept out and that would fit."""
+    terms = outcome.terms
+    opened = replace(
+        terms, request=replace(terms.request, require=frozenset(), allow=frozenset()), fixed=_unfixed(terms)
+    )
+    for each in Climber(desk, replace(opened, start=_full(terms))).rounds:
+        setup = each.best(desk.capacity_bytes) if each.refused is None else None
+        if setup is not None:
+            yield f"{each.label} would fit: --method {setup.method}, {show_gib(desk.need(setup) or 0)} a GPU"
+            return
+
+
+def _unfixed(terms: Terms) -> dict[str, object]:
+    kept = ("method", "optim", "param_dtype", "quantization_bit")
+    return {name: value for name, value in terms.fixed.items() if name not in kept}
+
+
+def _full(terms: Terms) -> TrainingSetup:
+    return terms.start.but(method="full", quantization_bit=None, param_dtype=None, optim="adamw_torch")
+
+
+def _length(desk: Desk, outcome: Outcome) -> Iterator[str]:
+    length = outcome.terms.start.seq_len // 2
+    while length >= SHORTEST_SEQUENCE:
+        shorter = replace(outcome.terms, start=outcome.terms.start.but(seq_len=length))
+        found = Climber(desk, shorter).climb()
+        if found.verdict == "fits" and found.chosen is not None:
+            label = found.round.label if found.round else found.chosen.method
+            yield f"sequences of {length} tokens would fit with {label}: --seq-len {length}, or --allow shorter-sequences"
+            return
+        length //= 2
+
+
+def _count(desk: Desk, outcome: Outcome) -> Iterator[str]:
+    """The smallest number of the same GPUs that does."""
+    have = desk.machine.world_size
+    for count in (count for count in COUNTS if count > have):
+        machine = replace(desk.machine, gpus=_copies(desk.machine.smallest, min(count, 8)), nodes=max(1, count // 8))
+        label = _fits_on(desk, outcome, machine)
+        if label is not None:
+            yield f"{machine.world_size} of these GPUs would do, with {label}"
+            return
+
+
+def _card(desk: Desk, outcome: Outcome) -> Iterator[str]:
+    """The smallest card size that does, as many of them as now."""
+    for size in CARD_GIB:
+        capacity = int(size * GIB * CARD_SHARE)
+        if capacity <= desk.capacity_bytes:
+            continue
+        gpus = tuple(replace(gpu, capacity_bytes=capacity, nominal_bytes=size * GIB) for gpu in desk.machine.gpus)
+        label = _fits_on(desk, outcome, replace(desk.machine, gpus=gpus))
+        if label is not None:
+            yield f"{desk.machine.world_size} x {size} GB would do, with {label}"
+            return
+
+
+def _offload(desk: Desk, outcome: Outcome) -> Iterator[str]:
+    """What offload would take, where it was not taken for want of host memory or of knowing it."""
+    for each in outcome.rounds:
+        for rung in (rung for rung in outcome.terms.ladder if rung.is_offload):
+            if each.refused is not None or rung.id in outcome.terms.request.forbid:
+                continue
+            setup = each.space.leanest(rung)
+            price = desk.price(setup) if setup is not None else None
+            if price is None or price.required_bytes > desk.capacity_bytes:
+                continue
+            known = desk.machine.ram_bytes is not None
+            have = (
+                f"and there are {show_gib(desk.machine.ram_bytes or 0)}" if known else "and it is not known (say --ram)"
+            )
+            yield f"{each.label} with {rung.title} would fit the GPUs; it needs {show_gib(price.host_bytes)} of host memory a node, {have}"
+            return
+
+
+def _fits_on(desk: Desk, outcome: Outcome, machine: Machine) -> str | None:
+    """The class that fits on another machine, as the reader would call it, or None."""
+    other = Desk(desk.spec, machine, desk.price_of, desk.speed_of, desk.tolerated)
+    found = Climber(other, _on(outcome.terms, machine)).climb()
+    if found.verdict != "fits" or found.chosen is None or found.round is None:
+        return None
+    kind = method_class_of(found.chosen)
+    return f"{found.round.label} under {found.chosen.parallelism}" if kind != "other" else found.round.label
+
+
+def _on(terms: Terms, machine: Machine) -> Terms:
+    """The same request on another machine: its batch and its default parallelism."""
+    setup = terms.start
+    shared = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel
+    batch = plan_batch(terms.request.global_batch, max(1, machine.world_size // shared), terms.request.pinned)
+    several = "ddp" if setup.parallelism == "none" and machine.world_size > 1 else setup.parallelism
+    start = batch.split(setup.but(parallelism=several), batch.start_micro)
+    return replace(terms, batch=batch, start=start)
+
+
+def _copies(gpu: Gpu, count: int) -> tuple[Gpu, ...]:
+    return tuple(replace(gpu, index=number) for number in range(count))

@@ -1,0 +1,117 @@
+"""One search's desk: prices, speeds and refusals of setups, each looked up once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from planner.errors import PlannerError
+from planner.hardware.machine import Machine
+from planner.memory.result import Price
+from planner.model.spec import ModelSpec
+from planner.plan.plan import Speed
+from planner.search.constraints import violations
+from planner.training import FIELD_NAMES, TrainingSetup
+from planner.units import show_gib
+
+PriceFunction = Callable[[TrainingSetup, ModelSpec, Machine], Price]
+SpeedFunction = Callable[[TrainingSetup, ModelSpec, Machine], "Speed | None"]
+
+_KEY = tuple(name for name in FIELD_NAMES if name not in ("ds_config", "versions"))
+
+# The margin above the expected peak is taken as normal: its 90 % point lies at 1.2816/2.3263 of its 99 % point.
+MARGIN_AT_90 = 1.2816 / 2.3263
+CONSERVATIVE_SHARE = 0.80
+
+
+@dataclass(slots=True)
+class Desk:
+    """What the search may ask of the rest: bytes, speed, rules. ``tolerated`` are unproven rules asked for."""
+
+    spec: ModelSpec
+    machine: Machine
+    price_of: PriceFunction
+    speed_of: SpeedFunction
+    tolerated: frozenset[str] = frozenset()
+    _prices: dict[Any, Price | str] = field(default_factory=dict)
+    _speeds: dict[Any, Speed | None] = field(default_factory=dict)
+    _refusals: dict[Any, str | None] = field(default_factory=dict)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """What a job may use on the GPU that decides."""
+        return self.machine.smallest.capacity_bytes
+
+    def price(self, setup: TrainingSetup) -> Price | None:
+        """Bytes, or None where the setup cannot be priced."""
+        found = self._priced(setup)
+        return None if isinstance(found, str) else found
+
+    def need(self, setup: TrainingSetup) -> int | None:
+        """Required bytes at coverage 0.99, or None where the setup cannot be priced."""
+        found = self._priced(setup)
+        return None if isinstance(found, str) else found.required_bytes
+
+    def speed(self, setup: TrainingSetup) -> Speed | None:
+        """Predicted throughput, or None where nothing is known of it."""
+        key = _key(setup)
+        if key not in self._speeds:
+            self._speeds[key] = self.speed_of(setup, self.spec, self.machine)
+        return self._speeds[key]
+
+    def slowdown(self, before: TrainingSetup, after: TrainingSetup) -> float | None:
+        """How many times longer a token takes after; below 1 is faster."""
+        first, second = self.speed(before), self.speed(after)
+        return first.tokens_per_s / second.tokens_per_s if first and second else None
+
+    def refusal(self, setup: TrainingSetup) -> str | None:
+        """Why the setup is not recommended: a rule, or that it cannot be priced. None if nothing speaks against it."""
+        key = _key(setup)
+        if key not in self._refusals:
+            self._refusals[key] = self._refused(setup)
+        return self._refusals[key]
+
+    def host_refusal(self, setup: TrainingSetup) -> str | None:
+        """Why the host memory does not do; None if it does or is unknown."""
+        price, ram = self.price(setup), self.machine.ram_bytes
+        if price is None or ram is None or price.host_bytes <= ram:
+            return None
+        return f"it needs {show_gib(price.host_bytes)} of host memory a node, and there are {show_gib(ram)}"
+
+    def fits(self, setup: TrainingSetup, limit_bytes: int, *, coverage: float = 0.99) -> bool:
+        """True if the required bytes at that coverage stay within the limit, and the host holds its part."""
+        price = self.price(setup)
+        if price is None or required_at(price, coverage) > limit_bytes:
+            return False
+        return self.host_refusal(setup) is None
+
+    def _priced(self, setup: TrainingSetup) -> Price | str:
+        key = _key(setup)
+        if key not in self._prices:
+            try:
+                self._prices[key] = self.price_of(setup, self.spec, self.machine)
+            except PlannerError as problem:
+                self._prices[key] = problem.sentence
+        return self._prices[key]
+
+    def _refused(self, setup: TrainingSetup) -> str | None:
+        for found in violations(setup, self.spec, self.machine):
+            forbidden = found.effect == "forbid"
+            if forbidden or (found.effect == "unproven" and found.rule_id not in self.tolerated):
+                return f"{found.sentence} (rule {found.rule_id})"
+        priced = self._priced(setup)
+        return priced if isinstance(priced, str) else None
+
+
+def required_at(price: Price, coverage: float) -> int:
+    """Bytes that do with probability ``coverage``: 0.99 is the price's own, 0.90 a smaller margin."""
+    if coverage >= 0.99:
+        return price.required_bytes
+    expected = price.allocated_bytes + price.context_bytes
+    return expected + max(0, int((price.required_bytes - expected) * MARGIN_AT_90))
+
+
+def _key(setup: TrainingSetup) -> tuple[Any, ...]:
+    """What tells two setups of one search apart (buckets and versions never change within it)."""
+    return tuple(getattr(setup, name) for name in _KEY)

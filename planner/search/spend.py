@@ -1,0 +1,144 @@
+"""Inside one class: every way to hold it that the request allows, and the best use of what memory is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from planner.plan.plan import Objective
+from planner.search.constraints import violations
+from planner.search.desk import Desk
+from planner.search.rungs import Rung
+from planner.search.walk import Terms
+from planner.training import TrainingSetup
+
+SAME_SPEED = 0.99  # predictions closer than this do not tell two setups apart
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The setups of one class: ``base`` with the free rungs taken, and the rungs that may come on top."""
+
+    desk: Desk
+    terms: Terms
+    base: TrainingSetup
+    shardings: tuple[str, ...]
+    light: tuple[Rung, ...]
+
+    def variants(self, offload: Rung | None = None) -> Iterator[TrainingSetup]:
+        """Each sharding with none, one, two ... of the light rungs; smallest micro batch. Refused ones are left out."""
+        smallest = self.terms.batch.micro_sizes[0]
+        for parallelism in self._shardings(offload):
+            held = self.base.but(parallelism=parallelism)
+            held = self.terms.take(offload, held) if offload else held
+            for setup in self._lightened(self.terms.batch.split(held, smallest)):
+                if self.desk.refusal(setup) is None:
+                    yield setup
+
+    def _shardings(self, offload: Rung | None) -> tuple[str, ...]:
+        """Parallelism to try; with offload only what can carry it, which then may be ZeRO on one GPU too."""
+        if offload is None and self.base.offload == "none":
+            return self.shardings
+        if "parallelism" in self.terms.fixed:
+            return (str(self.terms.fixed["parallelism"]),)
+        rungs = [offload] if offload else [rung for rung in self.terms.ladder if rung.in_setup(self.base)]
+        through = dict.fromkeys(name for rung in rungs if rung for name in rung.through)
+        return tuple(name for name in through if name not in self.terms.request.forbid)
+
+    def _lightened(self, setup: TrainingSetup) -> Iterator[TrainingSetup]:
+        yield setup
+        for rung in self.light:
+            lighter = self.terms.take(rung, setup)
+            if lighter is not setup:
+                setup = lighter
+                yield setup
+
+    def fitting(
+        self, limit_bytes: int, *, coverage: float = 0.99, offload: Rung | None = None, smallest: bool = False
+    ) -> list[TrainingSetup]:
+        """For each variant the largest micro batch that stays within the limit; ``smallest``: micro batch 1 too."""
+        found: list[TrainingSetup] = []
+        for setup in self.variants(offload):
+            largest = self._largest(setup, limit_bytes, coverage)
+            if largest is not None:
+                found += [largest, setup] if smallest and largest is not setup else [largest]
+        return found
+
+    def _largest(self, setup: TrainingSetup, limit_bytes: int, coverage: float) -> TrainingSetup | None:
+        """Bisection over the micro batches that keep the effective batch: memory grows with each."""
+        sizes = self.terms.batch.micro_sizes
+        low, high, best = 0, len(sizes) - 1, None
+        while low <= high:
+            middle = (low + high) // 2
+            tried = self.terms.batch.split(setup, sizes[middle])
+            if self.desk.fits(tried, limit_bytes, coverage=coverage) and self.desk.refusal(tried) is None:
+                best, low = tried, middle + 1
+            else:
+                high = middle - 1
+        return best
+
+    def leanest(self, offload: Rung | None = None) -> TrainingSetup | None:
+        """The variant that needs least, fitting or not; None if rules refuse them all."""
+        return min(self.variants(offload), key=lambda setup: self.desk.need(setup) or 0, default=None)
+
+    def refused(self) -> str | None:
+        """Why no variant may be used, or None if one may."""
+        if next(self.variants(), None) is not None:
+            return None
+        smallest = self.terms.batch.split(self.base, self.terms.batch.micro_sizes[0])
+        tried = [smallest.but(parallelism=name) for name in self._shardings(None)] or [smallest]
+        return next((reason for reason in map(self.desk.refusal, tried) if reason), "no sharding is left to hold it")
+
+
+def build_space(desk: Desk, terms: Terms, start: TrainingSetup, rungs: Iterable[Rung]) -> Space:
+    """The space of a class: free rungs are taken at once, sharding and light ones become choices."""
+    base = start
+    shardings = [start.parallelism or "none"]
+    light: list[Rung] = []
+    for rung in rungs:
+        if terms.bar(rung) or rung.steps or rung.is_class or rung.is_offload or not rung.changes:
+            continue
+        if terms.unmet(rung, base, desk.spec, desk.machine):
+            continue
+        if rung.is_sharding:
+            shardings += [] if "parallelism" in terms.fixed else [str(rung.changes["parallelism"])]
+        elif rung.tier == 0:
+            base = _freely(desk, terms, base, rung)
+        else:
+            light.append(rung)
+    return Space(desk, terms, base, tuple(dict.fromkeys(shardings)), tuple(light))
+
+
+def _freely(desk: Desk, terms: Terms, base: TrainingSetup, rung: Rung) -> TrainingSetup:
+    """The base with a free rung, or as it was where the rung would be refused or dropped by the engine."""
+    taken = terms.take(rung, base)
+    return base if taken is base or unhelpful(desk, base, taken) else taken
+
+
+def unhelpful(desk: Desk, before: TrainingSetup, after: TrainingSetup) -> str | None:
+    """The sentence of a rule that the change newly meets and that makes it useless here, or None."""
+    old = {found.rule_id for found in violations(before, desk.spec, desk.machine)}
+    for found in violations(after, desk.spec, desk.machine):
+        if found.rule_id not in old and found.effect in ("forbid", "unproven", "ignored"):
+            return f"{found.sentence} (rule {found.rule_id})"
+    return None
+
+
+def best_of(desk: Desk, setups: Iterable[TrainingSetup], objective: Objective) -> TrainingSetup | None:
+    """Quality and speed: the fastest, then the most headroom. Memory: the smallest, then the fastest."""
+    kept = list(setups)
+    if not kept:
+        return None
+    if objective == "memory":
+        return min(kept, key=lambda setup: (desk.need(setup) or 0, -_rate(desk, setup)))
+    fastest = max(_rate(desk, setup) for setup in kept)
+    tied = [setup for setup in kept if _rate(desk, setup) >= SAME_SPEED * fastest]
+    return min(tied, key=lambda setup: desk.need(setup) or 0)
+
+
+def _rate(desk: Desk, setup: TrainingSetup) -> float:
+    """Tokens per second; where nothing is known, larger micro batches without recomputation count as faster."""
+    speed = desk.speed(setup)
+    if speed is not None:
+        return speed.tokens_per_s
+    return setup.micro_batch_size * (1.0 if setup.gradient_checkpointing else 1.3)

@@ -1,0 +1,205 @@
+"""Tokens per second of a setup: a roofline of arithmetic, memory traffic, launches and collectives.
+
+A simple model for ranking configurations. Against the 156 published rows that state a throughput see
+``tests/speed``: constants were fitted to A100 rows only, and other cards are read off their datasheets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.hardware.machine import Machine
+from planner.model.spec import ModelSpec
+from planner.plan.plan import Speed
+from planner.speed.links import Paths, paths
+from planner.speed.work import TokenWork, token_work
+from planner.training import TrainingSetup
+
+# Part of the rated dense throughput that large matrix products reach; Hopper's clocks fall under load.
+MATMUL_SHARE = 0.78
+MATMUL_SHARE_OF_NEWEST = 0.60
+ATTENTION_SHARE = 0.45  # of the rated throughput, fused kernels; backward is slower still
+EAGER_SHARE = 0.15
+BANDWIDTH_SHARE = 0.75
+HALF_FULL_TOKENS = 300  # tokens of a micro batch at which matrix products run at half of their best
+LAUNCH_S = 6e-6  # one kernel from Python, when nothing hides it
+FOREACH_FACTOR = 1.6  # AdamW by foreach moves its states in several kernels
+OVERLAP = 0.7  # part of a collective that backward hides
+KNOWN_ERROR = 0.25
+UNKNOWN_SPREAD = 3.0
+
+# An unnamed card: the middle of what has tensor cores and bf16 (RTX 3060 51e12, A100 312e12), said in `bound_by`.
+ASSUMED_FLOPS_PER_S = 120e12
+ASSUMED_BYTES_PER_S = 800e9
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    flops_per_s: float
+    bytes_per_s: float
+    assumed: bool
+
+
+def predict_speed(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Speed | None:
+    """Predicted training throughput over all GPUs, in tokens (padding included) per second.
+
+    None where the card is known and its throughput in the setup's dtype is not. For an unnamed card the interval
+    spans what cards of its kind differ by.
+    """
+    card = _card(setup, machine)
+    if card is None:
+        return None
+    way = paths(machine)
+    work = token_work(setup, spec)
+    parts = _step_parts(setup, spec, machine, card, way, work)
+    seconds = sum(parts.values())
+    ranks = data_ranks(setup, machine)
+    tokens = setup.seq_len * setup.micro_batch_size * setup.gradient_accumulation_steps * ranks
+    rate = tokens * setup.sequences_per_sample / seconds
+    spread = UNKNOWN_SPREAD if card.assumed else 1 + KNOWN_ERROR
+    worst = max(parts, key=lambda name: parts[name])
+    return Speed(
+        tokens_per_s=rate,
+        low_tokens_per_s=rate / spread,
+        high_tokens_per_s=rate * spread,
+        step_seconds=seconds,
+        bound_by=worst + (" (the card is unnamed: its speed is assumed)" if card.assumed else ""),
+    )
+
+
+def assumptions(machine: Machine) -> str:
+    """One sentence: how far the predicted speed is to be believed, and what it takes for granted."""
+    assumed = paths(machine).assumed if machine.world_size > 1 else ()
+    said = f", assuming {' and '.join(assumed)}" if assumed else ""
+    if machine.smallest.kind is None:
+        return f"speeds are of a card with {ASSUMED_FLOPS_PER_S / 1e12:.0f} TFLOP/s, because this one is unnamed{said}"
+    return f"speeds are predicted from datasheets, to about {KNOWN_ERROR:.0%}{said}"
+
+
+def data_ranks(setup: TrainingSetup, machine: Machine) -> int:
+    """Ranks that read different data."""
+    shared = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel
+    return max(1, machine.world_size // shared)
+
+
+def _card(setup: TrainingSetup, machine: Machine) -> _Card | None:
+    kind = machine.smallest.kind
+    if kind is None:
+        return _Card(ASSUMED_FLOPS_PER_S, ASSUMED_BYTES_PER_S, assumed=True)
+    dtype = setup.compute_dtype or ("bf16" if "bf16" in kind.dense_tflops else "fp16")
+    rate = kind.dense_tflops.get("tf32" if dtype == "fp32" else dtype) or kind.dense_tflops.get("fp32")
+    if rate is None or kind.bandwidth_bytes_per_s is None:
+        return None
+    newest = (machine.smallest.compute_capability or (0, 0)) >= (9, 0)
+    share = MATMUL_SHARE_OF_NEWEST if newest else MATMUL_SHARE
+    return _Card(rate * 1e12 * share / MATMUL_SHARE, kind.bandwidth_bytes_per_s, assumed=False)
+
+
+def _step_parts(
+    setup: TrainingSetup, spec: ModelSpec, machine: Machine, card: _Card, way: Paths, work: TokenWork
+) -> dict[str, float]:
+    """Seconds of one optimizer step by what they are spent on."""
+    steps = setup.gradient_accumulation_steps
+    micro = _micro_parts(setup, card, work)
+    arithmetic = micro["arithmetic"] + micro["memory traffic"]
+    launches = max(0.0, micro["kernel launches"] - arithmetic)
+    hidden = OVERLAP * (arithmetic + launches)
+    links = max(0.0, _micro_traffic_s(setup, spec, machine, way, work) - hidden)
+    once = max(0.0, _step_traffic_s(setup, machine, way, work) - hidden)
+    return {
+        "arithmetic": steps * micro["arithmetic"],
+        "memory traffic": steps * micro["memory traffic"],
+        "kernel launches": steps * launches,
+        "links between GPUs": steps * links + once,
+        "the optimizer step": _optimizer_s(setup, machine, card, way, work),
+        "offload to host memory": steps * _offload_s(setup, spec, machine, way),
+    }
+
+
+def _micro_parts(setup: TrainingSetup, card: _Card, work: TokenWork) -> dict[str, float]:
+    """Seconds of one forward and backward pass of a micro batch, apart from links."""
+    shared = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel
+    tokens = setup.seq_len * setup.micro_batch_size * setup.sequences_per_sample / shared
+    again = _recomputed(setup)
+    flops = work.matmul_flops * (2 + work.weight_share) + again * (work.matmul_flops - work.head_flops)
+    share = EAGER_SHARE if setup.attention == "eager" else ATTENTION_SHARE
+    attention = work.attention_flops * (3.5 + again) * MATMUL_SHARE / share
+    full = tokens * setup.seq_len if shared else tokens
+    busy = tokens / (tokens + HALF_FULL_TOKENS) if full else 1.0
+    passes = 3 + again
+    moved = (work.moved_bytes * passes + work.logit_bytes) * tokens
+    moved += _dequantized_bytes(setup, work) * (2 + again)
+    return {
+        "arithmetic": tokens * (flops + attention) / (card.flops_per_s * MATMUL_SHARE * busy),
+        "memory traffic": moved / (card.bytes_per_s * BANDWIDTH_SHARE),
+        "kernel launches": work.kernels * (2.2 + again) * LAUNCH_S,
+    }
+
+
+def _recomputed(setup: TrainingSetup) -> float:
+    """Part of the forward pass that backward runs again."""
+    if setup.gradient_checkpointing is True:
+        return 1.0
+    if setup.gradient_checkpointing is False:
+        return 0.0
+    return 0.15 if setup.gradient_checkpointing == "selective" else 1.0 / int(setup.gradient_checkpointing)
+
+
+def _dequantized_bytes(setup: TrainingSetup, work: TokenWork) -> float:
+    """Bytes moved to restore the 16-bit weights once: read packed, write and read 16 bits."""
+    if setup.quantization_bit is None:
+        return 0.0
+    return work.linear_elements * (setup.quantization_bit / 8 + 4.0)
+
+
+def _parallelism(setup: TrainingSetup, machine: Machine) -> str:
+    return setup.parallelism or ("ddp" if machine.world_size > 1 else "none")
+
+
+def _micro_traffic_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, way: Paths, work: TokenWork) -> float:
+    """Seconds of collectives of every micro batch: gathered weights, and ZeRO's gradient reduction."""
+    ranks = data_ranks(setup, machine)
+    kind = _parallelism(setup, machine)
+    if ranks == 1 or kind in ("none", "ddp"):
+        return 0.0
+    gradient = 2.0 * work.trained * (2 if kind == "zero1" else 1)
+    weights = 0.0
+    if kind in ("zero3", "fsdp", "fsdp2"):
+        held = setup.quantization_bit / 8 if setup.quantization_bit else 2.0
+        weights = 2 * held * spec.parameters
+    return (weights + gradient) * (ranks - 1) / ranks / way.between_gpus
+
+
+def _step_traffic_s(setup: TrainingSetup, machine: Machine, way: Paths, work: TokenWork) -> float:
+    """Seconds of collectives once per optimizer step: DDP's all-reduce, ZeRO-1/2's gather of new weights."""
+    ranks = data_ranks(setup, machine)
+    kind = _parallelism(setup, machine)
+    if ranks == 1 or kind in ("none", "zero3", "fsdp", "fsdp2"):
+        return 0.0
+    held = 4.0 if setup.param_dtype != "bf16" else 2.0
+    once = 2 * held if kind == "ddp" else 2.0
+    return once * work.trained * (ranks - 1) / ranks / way.between_gpus
+
+
+def _optimizer_s(setup: TrainingSetup, machine: Machine, card: _Card, way: Paths, work: TokenWork) -> float:
+    """Seconds to clip and step: weights, gradients and two states are read and all but gradients written."""
+    kind = _parallelism(setup, machine)
+    ranks = data_ranks(setup, machine) if kind not in ("none", "ddp") else 1
+    mine = work.trained / ranks
+    if setup.offload in ("optimizer", "all", "nvme"):
+        on_node = mine * machine.gpus_per_node
+        return 28.0 * on_node / way.host_memory + 4.0 * mine / way.to_host
+    each = 16.0 if setup.param_dtype == "bf16" else 32.0
+    each *= 0.6 if "8bit" in setup.optim else 1.0
+    factor = 1.0 if "fused" in setup.optim else FOREACH_FACTOR
+    return each * factor * mine / (card.bytes_per_s * BANDWIDTH_SHARE)
+
+
+def _offload_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, way: Paths) -> float:
+    """Seconds of a micro batch that weights spend on PCIe: once in forward, once or twice in backward."""
+    if setup.offload not in ("params", "all", "nvme"):
+        return 0.0
+    held = (setup.quantization_bit or 16) / 8
+    mine = held * spec.parameters / data_ranks(setup, machine)
+    slow = 4.0 if setup.offload == "nvme" else 1.0
+    return slow * mine * (2 + _recomputed(setup)) / way.to_host
