@@ -122,8 +122,8 @@ def _keys(row: Row) -> set[str]:
 
 
 def _with_size(words: set[str], row: Row) -> set[str]:
-    size = f"{row['memory']['gib']}gb"
-    words |= {word if word.endswith(size) else word + size for word in words}
+    size = f"{row['memory']['gib']}g"
+    words |= {word + end for word in words if not word.endswith(size + "b") for end in (size, size + "b")}
     return words | {_SERIES.sub("", word) for word in words}
 
 

@@ -26,8 +26,8 @@ def machine_from_answer(answer: Answer) -> Machine:
     nvml, host, environment = answer["nvml"], answer["host"], answer.get("environment", {})
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     seen = visible_devices(nvml["gpus"], chosen, order=environment.get("CUDA_DEVICE_ORDER"))
-    read = [(device, _gpu(device, place)) for place, device in enumerate(seen.devices)]
-    gpus = _renumbered([gpu for _, gpu in read if gpu is not None])
+    read = [(device, _gpu(device)) for device in seen.devices]
+    gpus = tuple(gpu for _, gpu in read if gpu is not None)
     ram_bytes, ram_free_bytes = _ram(host)
     software = dict(answer.get("software", {}))
     return Machine(
@@ -44,7 +44,7 @@ def machine_from_answer(answer: Answer) -> Machine:
     )
 
 
-def _gpu(device: Device, index: int) -> Gpu | None:
+def _gpu(device: Device) -> Gpu | None:
     raw, card = device.raw, device.card
     total, free = raw.get("total_bytes"), raw.get("free_bytes")
     kind = None if device.is_slice else identify(card.get("name") or "", total)
@@ -52,7 +52,7 @@ def _gpu(device: Device, index: int) -> Gpu | None:
     if capacity is None:
         return None
     return Gpu(
-        index=index,
+        index=card["index"],
         name=raw.get("name") or card.get("name") or "unnamed GPU",
         kind=kind,
         capacity_bytes=capacity,
@@ -78,12 +78,6 @@ def _capability(device: Device) -> tuple[int, int] | None:
 
 def _holder(process: Answer) -> Holder:
     return Holder(pid=process["pid"], name=process.get("name"), used_bytes=process.get("used_bytes"))
-
-
-def _renumbered(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    from dataclasses import replace
-
-    return tuple(gpu if gpu.index == index else replace(gpu, index=index) for index, gpu in enumerate(gpus))
 
 
 def _ram(host: Answer) -> tuple[int | None, int | None]:

@@ -9,7 +9,7 @@ Nothing is probed: RAM and links that are not given stay unknown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -112,18 +112,30 @@ def _parts(text: str) -> list[str]:
 
 def _group(part: str, text: str) -> _Group:
     """One group. As few counts as make the rest readable are split off: ``7900XTX`` is a name."""
-    counts: list[int] = []
-    rest = part
-    while not _readable(rest) and len(counts) < 2 and (found := _COUNT.match(rest)):
-        counts.append(_count(found[1], text))
-        rest = rest[found.end() :]
-    _check_rest(rest, counts, text)
-    nodes, count = [1, 1, *counts][-2:]
+    counts, rest = _split(part, _is_size)  # sizes never need the catalogue to be read
+    if not _is_size(rest):
+        counts, rest = _split(part, _readable)
+    numbers = [_count(digits, text) for digits in counts]
+    _check_rest(rest, numbers, text)
+    nodes, count = [1, 1, *numbers][-2:]
     return _Group(nodes=nodes, count=count, what=rest)
 
 
+def _split(part: str, readable: Callable[[str], bool]) -> tuple[list[str], str]:
+    counts: list[str] = []
+    rest = part
+    while not readable(rest) and len(counts) < 2 and (found := _COUNT.match(rest)):
+        counts.append(found[1])
+        rest = rest[found.end() :]
+    return counts, rest
+
+
+def _is_size(text: str) -> bool:
+    return bool(_SIZE.match(text))
+
+
 def _readable(text: str) -> bool:
-    if _SIZE.match(text):
+    if _is_size(text):
         return True
     if _is_bare_number(text) and len(text) < 3:  # 20 is a forgotten unit, 4090 a card
         return False
@@ -172,7 +184,7 @@ def _nodes(groups: Sequence[_Group], text: str) -> int:
 def _gpus(groups: Sequence[_Group]) -> Iterator[Gpu]:
     index = 0
     for group in groups:
-        make = _anonymous if _SIZE.match(group.what) else _named
+        make = _anonymous if _is_size(group.what) else _named
         for _ in range(group.count):
             yield make(group.what, index)
             index += 1
@@ -221,7 +233,7 @@ def _ram_bytes(ram: str | None) -> int | None:
 
 def _assumptions(groups: Sequence[_Group], gpus: Sequence[Gpu]) -> tuple[str, ...]:
     """What was taken for granted, each sentence once."""
-    readings = [_reading(group.what) for group in groups if not _SIZE.match(group.what)]
+    readings = [_reading(group.what) for group in groups if not _is_size(group.what)]
     said = [sentence for sentence in readings if sentence]
     said += [sentence for gpu in gpus for sentence in _assumed(gpu)]
     return tuple(dict.fromkeys(said))
