@@ -12,7 +12,7 @@ from planner.memory.deepspeed_config import MAX_REUSE_ELEMENTS, Buckets, default
 from planner.memory.layout import Layout, Unit
 from planner.memory.optimizer import OptimizerCost
 from planner.memory.regime import Regime
-from planner.memory.shares import Sizes, scale_bytes, share, sizes_of
+from planner.memory.shares import Sizes, read_onto_gpu, scale_bytes, share, sizes_of
 from planner.training import DTYPE_BYTES, Offload, TrainingSetup
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -182,7 +182,7 @@ def _stage3(
     bucket = 2 * buckets.reduce_bucket_elements if buckets.contiguous_gradients and sizes.trained_elements else 0
     scatter = 2 * _bucket_elements(buckets, sizes)  # reduce_scatter_coalesced concatenates the slices by rank
     load = resident + masters + (0 if optimizer_off else 4 * group)  # each fp32 partition is converted, then cloned
-    if regime.quantized != "dense":  # read whole onto every GPU, then split
+    if read_onto_gpu(setup, regime):
         load = max(load, sizes.held)
     return Layout(
         weights=resident,

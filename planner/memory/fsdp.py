@@ -13,7 +13,7 @@ from planner.errors import UnsupportedError
 from planner.memory.layout import Layout, Unit
 from planner.memory.optimizer import OptimizerCost
 from planner.memory.regime import Regime
-from planner.memory.shares import scale_bytes, share
+from planner.memory.shares import read_onto_gpu, scale_bytes, share
 from planner.training import DTYPE_BYTES, TrainingSetup
 
 REDUCES_IN_FP32 = frozenset({"torchtitan"})  # its MixedPrecisionPolicy; accelerate reduces in the compute dtype
@@ -38,7 +38,7 @@ def lay_out_fsdp(
     gradients = _Gradients(setup, regime, units, ranks)
     states = cost.state_bytes + cost.master_bytes
     load = scales + (0 if offloaded else shards) + max(layer, root)
-    if regime.quantized != "dense":  # transformers reads quantized weights whole onto every GPU
+    if read_onto_gpu(setup, regime):
         load = max(load, held + scales)
     return Layout(
         weights=scales + (0 if offloaded else shards),

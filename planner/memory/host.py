@@ -13,7 +13,7 @@ from planner.memory.deepspeed import buckets_of
 from planner.memory.layout import Unit
 from planner.memory.optimizer import OptimizerCost
 from planner.memory.regime import DEEPSPEED, FSDP, Regime, version_of
-from planner.memory.shares import share, sizes_of
+from planner.memory.shares import read_onto_gpu, share, sizes_of
 from planner.training import DTYPE_BYTES, TrainingSetup
 from planner.units import GIB, MIB, show_gib
 
@@ -103,7 +103,7 @@ class _Node:
     def loading(self) -> int:
         """Anonymous memory while the model is read."""
         if self.regime.quantized != "dense":
-            return self._largest_file_tensor()  # quantized tensor by tensor on the GPU
+            return self._loading_quantized()
         if self.kind in FSDP:
             copies = self.here if self._fills_every_rank() else 1
             return copies * (self.stored + (self.upcast if self.setup.engine == "llamafactory" else 0))
@@ -114,9 +114,19 @@ class _Node:
             return self._largest_file_tensor()  # device_map: each mapped tensor goes to the GPU at once
         return self.here * self.stored
 
+    def _loading_quantized(self) -> int:
+        """Tensor by tensor through the GPU; transformers 4 parked sharded models on the host, FSDP's on rank 0's."""
+        if self.kind not in FSDP | {"zero3"} or read_onto_gpu(self.setup, self.regime):
+            return self._largest_file_tensor()
+        return self.held * (1 if self.kind in FSDP else self.here)
+
     def _fills_every_rank(self) -> bool:
-        """transformers 5 writes zeros where it used to leave memory untouched (_move_missing_keys_from_meta_to_device)."""
-        return version_of(self.setup, "transformers") >= (5,)
+        """Ranks that wait for rank 0's weights write zeros into a whole model of their own on the host.
+
+        modeling_utils.py _move_missing_keys_from_meta_to_device since pull request 45050 (seen in 5.6.0, where it
+        used to leave the memory untouched), no longer in 5.23.0.
+        """
+        return (5, 5) <= version_of(self.setup, "transformers") < (5, 23)
 
     def _largest_file_tensor(self) -> int:
         widest = max((max(u.largest_trained, u.largest_frozen) for u in self.units), default=0)
@@ -126,7 +136,7 @@ class _Node:
         size = show_gib(self.stored)
         if self.kind in FSDP and self.regime.quantized == "dense" and self._fills_every_rank():
             return (
-                f"every rank fills a whole copy of the model on the host before sharding ({size} each): transformers 5 "
+                f"every rank fills a whole copy of the model on the host before sharding ({size} each): transformers "
                 "writes zeros on the ranks that wait for rank 0's weights"
             )
         return f"the checkpoint ({size}) is mapped into the page cache while it is read; that is not counted"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.memory.layout import Unit
-from planner.memory.regime import Regime
+from planner.memory.regime import Regime, version_of
 from planner.training import DTYPE_BYTES, TrainingSetup
 
 
@@ -51,3 +51,13 @@ def scale_bytes(setup: TrainingSetup, regime: Regime, unit: Unit) -> int:
     item = DTYPE_BYTES[regime.frozen]
     packed = max(0, unit.frozen * item - unit.frozen_bytes) * 4096 // (4096 * item - 2048 - scale)
     return packed * scale // 4096
+
+
+def read_onto_gpu(setup: TrainingSetup, regime: Regime) -> bool:
+    """Whether a sharded run first reads its quantized weights whole onto every GPU.
+
+    transformers 5 gives a quantized model without device_map the current GPU (quantizer_bnb_4bit.py
+    update_device_map) and has no path of its own for FSDP and ZeRO-3; 4.x moved each quantized tensor back to the
+    host (modeling_utils.py _load_state_dict_into_meta_model).
+    """
+    return regime.quantized != "dense" and version_of(setup, "transformers") >= (5,)
