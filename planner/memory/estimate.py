@@ -149,6 +149,7 @@ def _overheads(timeline: Timeline, machine: Machine, allocated: int, coverage: f
         allocated_bytes=allocated, logits_bytes=loss,
         window_bytes=max(0, min(timeline.totals["backward"] - static, timeline.window)),
         gathered_bytes=gathered, loss_phase_bytes=timeline.totals["loss"], apart_bytes=apart, coverage=coverage,
+        static_bytes=static, active_bytes=max(timeline.totals[phase] for phase in ("forward", "loss", "backward")),
     )  # fmt: skip
 
 

@@ -106,11 +106,15 @@ def margins(name: str, coverage: float) -> tuple[float, float]:
     The table holds two-sided bounds at 0.90 and 0.99; others follow on a line in log(1 - coverage), the scale on
     which an exponential tail is straight.
     """
-    row = rules()["allocated"][name]
-    place = math.log(0.1 / (1 - coverage)) / math.log(10)
+    row, place = rules()["allocated"][name], _place(coverage)
     low = row["below_90"] + (row["below_99"] - row["below_90"]) * place
     high = row["above_90"] + (row["above_99"] - row["above_90"]) * place
     return max(low, 0.0), max(high, 0.0)
+
+
+def _place(coverage: float) -> float:
+    """0 at a coverage of 0.90, 1 at 0.99, on the scale of log(1 - coverage)."""
+    return math.log10(0.1 / (1 - coverage))
 
 
 def expandable_segments() -> bool:
@@ -140,6 +144,22 @@ def reserved_bytes(
     return live + int(table["base_mib"]) * MIB + int(table["window"] * window + table["gathered"] * gathered)
 
 
+@lru_cache(maxsize=256)
+def fragmented_share(kind: str, coverage: float, expandable: bool) -> float:
+    """The share of activations and loss buffers that free space between live blocks takes away, at ``coverage``."""
+    table = rules()["fragmentation"]
+    at_99 = float(table[kind])
+    at_90 = at_99 * float(table["at_90"])
+    share = at_90 + (at_99 - at_90) * _place(coverage)
+    return max(0.0, share) * (float(table["expandable"]) if expandable else 1.0)
+
+
+def _fragmentation_kind(setup: TrainingSetup) -> str:
+    if setup.parallelism in ("fsdp", "fsdp2", "zero3"):
+        return "sharded"
+    return "adapter" if setup.is_adapter else "full"
+
+
 def overheads(
     setup: TrainingSetup,
     spec: ModelSpec,
@@ -151,6 +171,8 @@ def overheads(
     gathered_bytes: int = 0,
     loss_phase_bytes: int = 0,
     apart_bytes: int = 0,
+    static_bytes: int = 0,
+    active_bytes: int | None = None,
     coverage: float = COVERAGE,
     expandable: bool = False,
 ) -> Overheads:
@@ -158,13 +180,13 @@ def overheads(
 
     ``logits_bytes`` are the loss's buffers, ``window_bytes`` what one layer needs in backward, ``gathered_bytes`` the
     unsharded groups alive together, ``loss_phase_bytes`` all live bytes of the loss phase, ``apart_bytes`` the sum over
-    the parts of a breakdown of each part's largest size in any phase; 0 where it is not known. ``expandable`` says that
-    the job sets expandable segments.
+    the parts of a breakdown of each part's largest size in any phase; ``static_bytes`` are weights and optimizer
+    states, ``active_bytes`` the peak of forward, loss and backward with them (None: ``allocated_bytes``).
+    ``expandable`` says that the job sets expandable segments.
     """
     kind = machine.smallest.kind if machine.gpus else None
     context = context_bytes(kind.architecture if kind is not None else None)
     nccl = nccl_bytes(machine.gpus_per_node, machine.nodes, machine.links.nvlink)
-    table = rules()
     reserved = reserved_bytes(
         setup,
         allocated_bytes,
@@ -174,18 +196,19 @@ def overheads(
         loss_phase=loss_phase_bytes,
         apart=apart_bytes,
     )
-    fragments = table["fragmentation"]["dynamic"] * window_bytes + table["fragmentation"]["logits"] * logits_bytes
+    cache = rules()["cache"]
     if expandable:
-        reserved = allocated_bytes + int((reserved - allocated_bytes) * table["cache"]["expandable"])
-        fragments *= table["fragmentation"]["expandable"]
+        reserved = allocated_bytes + int((reserved - allocated_bytes) * cache["expandable"])
     below, above = margins(trust_class(setup, spec, machine.world_size), coverage)
+    active = allocated_bytes if active_bytes is None else active_bytes
+    lost = fragmented_share(_fragmentation_kind(setup), coverage, expandable) * max(active - static_bytes, 0)
     upper = int(allocated_bytes * (1 + above))
     return Overheads(
         context_bytes=context,
         nccl_bytes=nccl,
         reserved_bytes=reserved,
         device_bytes=reserved + context + nccl,
-        required_bytes=upper + context + nccl + int(fragments),
+        required_bytes=max(upper, int(active * (1 + above) + lost)) + context + nccl,
         allocated_interval=(int(allocated_bytes * (1 - below)), upper),
-        spread=float(table["cache"].get("spread", 0.8)),
+        spread=float(cache["spread"]),
     )
