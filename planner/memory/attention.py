@@ -12,15 +12,20 @@ from planner.memory.tape import ACTIVATION, Tensor
 from planner.model.spec import Attention
 
 
-def attend(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
-    """Attention of q (heads x head_dim), k and v (kv_heads wide) by the mode's kernel; returns heads x v head_dim."""
+def attend(
+    p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention, *, beside: tuple[Tensor, ...] = ()
+) -> Tensor:  # fmt: skip
+    """Attention of q (heads x head_dim), k and v (kv_heads wide) by the mode's kernel; returns heads x v head_dim.
+
+    ``beside`` are tensors whose storage v shares and therefore keeps alive.
+    """
     if p.mode.kernel == "eager":
         return _eager(p, q, k, v, a)
     if p.mode.autocast or p.mode.kernel == "flash":
         q, k, v = (p.cast(t, p.mode.compute) for t in (q, k, v))
     if (p.mode.repeat_kv or p.mode.kernel == "efficient") and a.kind == "gqa":
         k, v = _repeat(p, k, a), _repeat(p, v, a)
-    return _fused(p, q, k, v, a)
+    return _fused(p, q, k, v, a, beside)
 
 
 def _out_width(a: Attention) -> int:
@@ -36,11 +41,11 @@ def _repeat(p: Program, x: Tensor, a: Attention) -> Tensor:
     return out
 
 
-def _fused(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
+def _fused(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention, beside: tuple[Tensor, ...]) -> Tensor:
     """Flash and memory-efficient kernels: q, k, v, the output and one fp32 logsumexp a head are kept."""
     out = p.new((0, _out_width(a), 0), q.itemsize)
     logsumexp = p.new((0, a.heads, 0), FP32)
-    saved = [q, k, v, out, logsumexp]
+    saved = [q, k, v, out, logsumexp, *beside]
     width = a.heads * a.head_dim
     temps = [((0, a.heads, 0), FP32, ACTIVATION)]
     if p.mode.kernel == "efficient":

@@ -112,13 +112,14 @@ class BlockModule:
             return self._delta_rule(hidden, a)
         p = self.p
         q, k, v, gate = self._project(hidden, a)
+        beside = (q, k) if p.mode.qkv_view else ()
         if a.qk_norm != "none":
             q = self._qk_norm(q, a, a.heads)
             k = self._qk_norm(k, a, a.kv_heads)
         if a.rope in ("full", "partial"):
             q = self._rotate(q, a, a.heads)
             k = self._rotate(k, a, a.kv_heads)
-        out = attend(p, q, k, v, a)
+        out = attend(p, q, k, v, a, beside=beside)
         if gate is not None:
             out = p.mul(out, p.unary(gate, saves="output"))
         return self.linears["o"](p, out)

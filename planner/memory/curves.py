@@ -56,7 +56,7 @@ class _Run:
 
     def plain(self) -> BlockCurve:
         """Everything that backward needs is kept."""
-        p, meter = self.p, self.p.meter
+        _p, meter = self.p, self.p.meter
         hidden, sink = self._input()
         start = meter.now()
         meter.restart()

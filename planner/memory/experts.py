@@ -107,8 +107,10 @@ def _expert_mlp(p: Program, linears: Mapping[str, LinearModule], expert: Mlp, ro
 
 
 def _combine(p: Program, weighted: Tensor, total: Tensor, share: Share) -> Tensor:
-    """``index_add_`` in place: the sum's gradient passes on, the rows' gradient is gathered again."""
+    """``index_add_`` in place: the sum's gradient passes on, the rows' gradient is gathered again in the source's shape,
+    for which derivatives.yaml saves the source.
+    """
     out = p.view(total)
     index = p.new((0, share.of(1), 0), INDEX_BYTES)
-    p.link(out, (total, weighted), (PASS, (weighted.elems, weighted.itemsize)), saved=(index,))
+    p.link(out, (total, weighted), (PASS, (weighted.elems, weighted.itemsize)), saved=(index, weighted))
     return out

@@ -61,7 +61,8 @@ class LinearModule:
         temps = [] if p.mode.quantized == "gptq" else _dequantized(elems, p.mode.compute)
         alive = [p.new(*temp) for temp in temps]
         out = p.new((0, width, 0), p.mode.compute)
-        p.link(out, (x,), ((x.elems, x.itemsize),), temps=temps)
+        kept = (x,) if p.mode.quantized_keeps_input else ()
+        p.link(out, (x,), ((x.elems, x.itemsize),), saved=kept, temps=temps)
         del alive
         return out
 

@@ -35,6 +35,7 @@ CURVES: dict[LossCopies, LossCurve] = {
     "in_model": LossCurve(6, 8, 4),
     "trl": LossCurve(12, 12, 6),
     "loop": LossCurve(10, 14, 8),
+    "torchtune": LossCurve(10, 12, 8),  # logits.float() replaces them and stays
     "fused": LossCurve(8, 8, 6),
 }
 LITGPT_CHUNK_TOKENS = 128
@@ -47,13 +48,15 @@ VALUE_ONLY = LossCurve(6, 0, 0)
 @dataclass(frozen=True, kw_only=True)
 class LossBytes:
     """Bytes at the worst moments of the loss, beside the hidden states: ``forward``, ``backward``, then the ``head``'s
-    matmuls with the logits' gradient alive; ``kept`` are gradients that the fused linear loss makes in its forward pass."""
+    matmuls with the logits' gradient alive; ``kept`` are gradients that the fused linear loss makes in its forward pass.
+    """
 
     forward: int
     backward: int
     head: int
     kept: int = 0
     temporary: int = 0
+    head_gradient: int = 0  # chunk by chunk, the head's gradient so far and the next chunk's exist together
 
 
 def loss_curve(setup: TrainingSetup, spec: ModelSpec, regime: Regime) -> LossCurve:
@@ -85,7 +88,7 @@ def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: in
     if regime.loss == "fused_linear" and setup.stage in ("pt", "sft"):
         return _fused_linear(spec, regime, tokens, head_trained=head_trained)
     if regime.loss == "chunked":
-        return _chunked(setup, spec, regime, tokens)
+        return _chunked(setup, spec, regime, tokens, head_trained=head_trained)
     curve = loss_curve(setup, spec, regime)
     if regime.compute == "fp32":
         curve = LossCurve(8 if curve.forward <= 10 else curve.forward, 12, 8)
@@ -117,12 +120,17 @@ def _fused_linear(spec: ModelSpec, regime: Regime, tokens: int, *, head_trained:
     )  # fmt: skip
 
 
-def _chunked(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: int) -> LossBytes:
-    """litgpt: the head runs in chunks of 128 tokens, all logits are kept in 16 bit; torchtune: 8 chunks, each made fp32."""
-    width = bytes_of(regime.compute)
-    whole = tokens * spec.vocab * width
-    chunk = LITGPT_CHUNK_TOKENS if setup.engine == "litgpt" else -(-tokens // TORCHTUNE_CHUNKS)
-    per_chunk = min(chunk, tokens) * spec.vocab
+def _chunked(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: int, *, head_trained: bool) -> LossBytes:
+    """Losses over pieces of the logits.
+
+    litgpt: the head runs in chunks of 128 tokens; Fabric makes all of them fp32 and each keeps its log-softmax, 8 bytes a
+    logit, and one chunk of every sequence is worked on. torchtune: 8 chunks kept in 16 bit, one of them made fp32 at a time.
+    """
     if setup.engine == "litgpt":
-        return LossBytes(forward=whole + per_chunk * width, backward=3 * whole, head=2 * whole)
-    return LossBytes(forward=whole + 8 * per_chunk, backward=2 * whole + 8 * per_chunk, head=2 * whole)
+        chunk = min(LITGPT_CHUNK_TOKENS, setup.seq_len) * setup.micro_batch_size
+        whole = 8 * tokens * spec.vocab
+        return LossBytes(forward=whole + 6 * chunk * spec.vocab, backward=whole + 6 * chunk * spec.vocab, head=whole)
+    kept = tokens * spec.vocab * bytes_of(regime.compute)
+    chunk = -(-tokens // TORCHTUNE_CHUNKS) * spec.vocab * (2 if setup.torch_compile else 6)
+    head_gradient = spec.vocab * spec.hidden * bytes_of(regime.trained) if head_trained else 0
+    return LossBytes(forward=kept + chunk, backward=kept + chunk, head=kept, head_gradient=2 * head_gradient)

@@ -46,6 +46,8 @@ class Mode:
     trained_modules: frozenset[str] = frozenset()
     gradients_stay: bool = True
     residual_dropout: bool = False
+    qkv_view: bool = False  # litgpt: v is a view of the fused projection, which therefore stays whole
+    quantized_keeps_input: bool = False  # bitsandbytes until 0.41 (litgpt's): MatMul4Bit saved its input
 
 
 class Program(Tape):

@@ -15,7 +15,9 @@ from typing import Literal
 from planner.model.spec import ModelSpec
 from planner.training import DTYPE_BYTES, Dtype, TrainingSetup
 
-LossCopies = Literal["hf_4_49", "hf_4_48", "hf_4_45", "in_model", "trl", "loop", "fused", "fused_linear", "chunked"]
+LossCopies = Literal[
+    "hf_4_49", "hf_4_48", "hf_4_45", "in_model", "torchtune", "trl", "loop", "fused", "fused_linear", "chunked"
+]
 DEEPSPEED = frozenset({"zero1", "zero2", "zero3"})
 FSDP = frozenset({"fsdp", "fsdp2"})
 # What each engine's newest release resolves to (metadata of the wheels on 2026-11-20).
@@ -61,7 +63,8 @@ class Regime:
     @property
     def stream(self) -> Dtype:
         """dtype of the residual stream: the embedding's, and fp32 where fp32 norms meet quantized linears, which hand
-        out the dtype they were given (bitsandbytes Linear4bit.forward)."""
+        out the dtype they were given (bitsandbytes Linear4bit.forward).
+        """
         if self.norms == "fp32" and self.quantized in ("nf4", "int8"):
             return "fp32"
         return self.embedding
@@ -242,7 +245,7 @@ def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
     if setup.loss == "fused" or (setup.loss is None and setup.unsloth):
         return "fused"
     if setup.engine in OWN_LOOPS:
-        return "loop"
+        return "torchtune" if setup.engine == "torchtune" else "loop"
     version = version_of(setup, "transformers")
     if setup.engine == "trl":
         return "trl" if version >= (4, 49) else "hf_4_48"
@@ -266,7 +269,7 @@ def _repeats_kv(setup: TrainingSetup, model_type: str) -> bool:
     transformers < 4.48 did it for SDPA everywhere, and before flash attention in Mistral and Mixtral.
     """
     version = version_of(setup, "transformers")
-    if setup.engine == "litgpt":
+    if setup.engine in ("litgpt", "torchtune"):
         return True
     if version >= (4, 48):
         return False

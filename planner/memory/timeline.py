@@ -47,7 +47,9 @@ class Timeline:
         sequences = setup.micro_batch_size * setup.sequences_per_sample
         self.tokens = sequences * setup.seq_len
         self.squares = self.tokens * setup.seq_len
-        self.stream = bytes_of(step.regime.stream) * step.spec.hidden * self.tokens
+        gathered = (setup.parallelism or "none") in FSDP and step.regime.autocast and not setup.is_adapter
+        stream = step.regime.compute if gathered else step.regime.stream
+        self.stream = bytes_of(stream) * step.spec.hidden * self.tokens
         self.stretches = stretches_of(step)
         self.window = max(
             (m.at(self.tokens, self.squares) for s in self.stretches for m in s.curve.backward), default=0
@@ -97,7 +99,7 @@ class Timeline:
     def _forward(self) -> tuple[int, int]:
         """Walk up the layers; returns the bytes they keep, and autocast's weight copies alive at the end."""
         layout = self.step.layout
-        below = casts = 0
+        below, casts = self._narrow_start(), 0
         for stretch in self.stretches:
             each, cast = self._kept_by(stretch), stretch.curve.casts if stretch.checkpointed else 0
             before = stretch.number - 1
@@ -109,6 +111,13 @@ class Timeline:
             below += stretch.number * each
             casts += stretch.number * cast
         return below, casts
+
+    def _narrow_start(self) -> int:
+        """The first checkpoint is the embedding's output: narrower where the stream widens behind it (never positive)."""
+        regime = self.step.regime
+        if not self.stretches or not self.stretches[0].checkpointed or not self._kept_by(self.stretches[0]):
+            return 0
+        return (bytes_of(regime.embedding) - bytes_of(regime.stream)) * self.step.spec.hidden * self.tokens
 
     def _kept_by(self, stretch: Stretch) -> int:
         """Bytes that one layer keeps for backward: what its graph saved, or its checkpointed input."""
@@ -132,7 +141,14 @@ class Timeline:
         held = below + norm_kept + (norm_out if step.parts.head_trained else 0)
         if step.regime.loss == "in_model":  # outputs held through backward bring their key-value cache along
             held += sum(2 * 2 * s.number * s.layer.block.attention.kv_width for s in self.stretches) * self.tokens
-        self.at("backward", held, logits=loss.backward, gradients=gradients, temporaries=head_cast, gathered=gathered)
+        self.at(
+            "backward",
+            held,
+            logits=loss.backward,
+            gradients=gradients + loss.head_gradient,
+            temporaries=head_cast,
+            gathered=gathered,
+        )
         self.at("backward", held + norm_out, logits=loss.head, gradients=gradients + self._head_gradient(),
                 temporaries=head_cast, gathered=gathered)  # fmt: skip
 
@@ -156,13 +172,13 @@ class Timeline:
     def _head_cast(self) -> int:
         """Autocast's 16-bit copy of an fp32 head, alive from its matmul to its backward."""
         regime, spec = self.step.regime, self.step.spec
-        if regime.autocast is None or regime.head != "fp32":
+        if regime.autocast is None or regime.head != "fp32" or (self.step.setup.parallelism or "none") in FSDP:
             return 0
         return spec.vocab * spec.hidden * bytes_of(regime.compute)
 
     def _backward(self, below: int) -> None:
         """Walk down the layers: kept tensors shrink, gradients grow; each stretch is worst at one of its ends."""
-        step, layout = self.step, self.step.layout
+        _step, layout = self.step, self.step.layout
         gradients = layout.gradients_carried + layout.gradients.get("head", 0)
         gathered = layout.gathered_backward + layout.reducing
         finished = 0
@@ -287,6 +303,8 @@ def block_mode(step: Step, layer: Layer) -> Mode:
     setup, regime = step.setup, step.regime
     adapted = layer.kind == "adapted"
     parallelism = setup.parallelism or "none"
+    if parallelism in FSDP and not adapted and regime.autocast:
+        regime = _as_gathered(regime)
     return _mode(
         regime,
         layer.targets if adapted else frozenset(),
@@ -296,11 +314,19 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         adapted and setup.lora_dropout > 0,
         adapted and setup.method == "dora",
         _kernel(setup, step.spec),
-        setup.liger_kernel,
+        setup.liger_kernel or setup.torch_compile,
         _fused_kernels(setup),
         parallelism not in FSDP | DEEPSPEED and not setup.optimizer_in_backward,
         step.spec.dropout,
+        setup.engine == "litgpt",
     )
+
+
+@lru_cache(maxsize=256)
+def _as_gathered(regime: Regime) -> Regime:
+    """FSDP's mixed precision gathers a layer in the compute dtype and casts its inputs: inside, nothing is fp32."""
+    dtype = regime.compute
+    return replace(regime, autocast=None, trained=dtype, frozen=dtype, norms=dtype, embedding=dtype, head=dtype)
 
 
 def _fused_kernels(setup: TrainingSetup) -> bool:
@@ -321,7 +347,7 @@ def _kernel(setup: TrainingSetup, spec: ModelSpec) -> str:
 @lru_cache(maxsize=1024)
 def _mode(
     regime: Regime, targets: frozenset[str], whole: frozenset[str], trained: bool, rank: int, dropout: bool,
-    dora: bool, kernel: str, liger: bool, fused: bool, stay: bool, residual_dropout: bool,
+    dora: bool, kernel: str, liger: bool, fused: bool, stay: bool, residual_dropout: bool, litgpt: bool = False,
 ) -> Mode:  # fmt: skip
     return Mode(
         stream=bytes_of(regime.stream),
@@ -344,4 +370,6 @@ def _mode(
         fused=fused,
         gradients_stay=stay,
         residual_dropout=residual_dropout,
+        qkv_view=litgpt,
+        quantized_keeps_input=litgpt,
     )

@@ -215,7 +215,7 @@ class _Builder:
         )
 
     def _unit(self, layer: Layer) -> Unit:
-        spec, regime = self.spec, self.regime
+        spec, _regime = self.spec, self.regime
         counted = count_block(spec, layer.block)
         matrices = sum(lin.parameters for lin in layer.linears)
         small = counted.total - matrices
@@ -262,7 +262,8 @@ class _Builder:
 
     def _frozen_bytes(self, lin: Linear) -> int:
         """A frozen Linear as stored. Sources: bitsandbytes nf4 (one scale per 64 elements, int8 scales in groups of 256
-        under double quantization), int8 rows, GPTQ (fp16 scales and packed zeros per group of 128, g_idx)."""
+        under double quantization), int8 rows, GPTQ (fp16 scales and packed zeros per group of 128, g_idx).
+        """
         weights = lin.inputs * lin.outputs * lin.copies
         bias = lin.outputs * lin.copies * bytes_of(self.regime.frozen) if lin.bias else 0
         form = "dense" if lin.stacked or lin.role == "router" else self.regime.quantized
