@@ -11,7 +11,7 @@ from planner.model.spec import ModelSpec
 from planner.plan.explain import assumptions_of, reasons_of, warnings_of
 from planner.plan.plan import Plan, Request
 from planner.plan.remedies import remedies_of
-from planner.search.climb import Outcome, search
+from planner.search.climb import Outcome, Rivals, search
 from planner.search.constraints import violations
 from planner.search.desk import Desk, PriceFunction, SpeedFunction
 from planner.search.report import Teller
@@ -41,20 +41,30 @@ def make_plan(
     desk = _desk(terms, spec, machine, price, speed)
     outcome = search(desk, terms)
     _refuse_impossible(outcome)
-    tabler = Tabler(desk, outcome, _explainer(spec, machine, estimate))
+    tabler = Tabler(desk, outcome, _explainer(spec, machine, estimate), Rivals(desk, terms))
     return _plan(desk, outcome, tabler)
 
 
 def _desk(
     terms: Terms, spec: ModelSpec, machine: Machine, price: PriceFunction | None, speed: SpeedFunction | None
 ) -> Desk:
-    if price is None:
-        from planner.memory.estimate import price
-    if speed is None:
-        from planner.speed.estimate import predict_speed as speed
+    price = price or _real_price()
+    speed = speed or _real_speed()
     asked = violations(terms.start, spec, machine)
     tolerated = frozenset(found.rule_id for found in asked if found.effect == "unproven")
     return Desk(spec, machine, price, speed, tolerated)
+
+
+def _real_price() -> PriceFunction:
+    from planner.memory.estimate import price
+
+    return price
+
+
+def _real_speed() -> SpeedFunction:
+    from planner.speed.estimate import predict_speed
+
+    return predict_speed
 
 
 def _explainer(
@@ -86,7 +96,7 @@ def _plan(desk: Desk, outcome: Outcome, tabler: Tabler) -> Plan:
         chosen=chosen,
         configurations=table,
         alternatives=tabler.alternatives() + tabler.offloads(),
-        ladder=Teller(desk, outcome).tell(),
+        ladder=Teller(desk, outcome, tabler.rivals).tell(),
         reasons=reasons_of(desk, outcome),
         assumptions=assumptions_of(desk, outcome, chosen),
         warnings=warnings_of(desk, outcome, chosen),

@@ -53,7 +53,7 @@ def _length(desk: Desk, outcome: Outcome) -> Iterator[str]:
         found = Climber(desk, shorter).climb()
         if found.verdict == "fits" and found.chosen is not None:
             label = found.round.label if found.round else found.chosen.method
-            yield f"sequences of {length} tokens would fit with {label}: --seq-len {length}, or --allow shorter-sequences"
+            yield f"{length} tokens would fit, with {label}: --seq-len {length} or --allow shorter-sequences"
             return
         length //= 2
 
@@ -92,12 +92,14 @@ def _offload(desk: Desk, outcome: Outcome) -> Iterator[str]:
             price = desk.price(setup) if setup is not None else None
             if price is None or price.required_bytes > desk.capacity_bytes:
                 continue
-            known = desk.machine.ram_bytes is not None
-            have = (
-                f"and there are {show_gib(desk.machine.ram_bytes or 0)}" if known else "and it is not known (say --ram)"
-            )
-            yield f"{each.label} with {rung.title} would fit the GPUs; it needs {show_gib(price.host_bytes)} of host memory a node, {have}"
+            yield f"{each.label} with {rung.title} would fit the GPUs; {_host_need(desk, price.host_bytes)}"
             return
+
+
+def _host_need(desk: Desk, host_bytes: int) -> str:
+    ram = desk.machine.ram_bytes
+    have = "how much there is, is not known (say --ram)" if ram is None else f"there are {show_gib(ram)}"
+    return f"it needs {show_gib(host_bytes)} of host memory a node, and {have}"
 
 
 def _fits_on(desk: Desk, outcome: Outcome, machine: Machine) -> str | None:

@@ -26,6 +26,12 @@ class Round:
     space: Space
     refused: str | None
 
+    def shown(self) -> TrainingSetup | None:
+        """What stands for the class: its best that fits, else its leanest."""
+        if self.refused is not None:
+            return None
+        return self.best(self.space.desk.capacity_bytes) or self.space.leanest()
+
     def best(self, limit_bytes: int, *, coverage: float = 0.99, offload: Sequence[Rung] = ()) -> TrainingSetup | None:
         """The best setup of the class within a limit; offload rungs come in only where nothing fits without."""
         objective = self.space.terms.request.objective
@@ -162,10 +168,24 @@ def make_rounds(desk: Desk, terms: Terms) -> tuple[Round, ...]:
 
 def make_round(desk: Desk, terms: Terms, rung: Rung | None, rungs: Sequence[Rung]) -> Round:
     """One class as a round: its base with the free rungs, and why rules shut it out, if they do."""
-    start = terms.take(rung, terms.start) if rung else terms.start
-    space = build_space(desk, terms, start, rungs)
-    label = rung.title if rung else _label(start)
+    space = build_space(desk, terms, rung, rungs)
+    label = rung.title if rung else _label(terms.start)
     return Round(rung, label, method_class_of(space.base), space, space.refused())
+
+
+@dataclass(slots=True)
+class Rivals:
+    """Classes that the request keeps out, each worked out once: what they would be at their best."""
+
+    desk: Desk
+    terms: Terms
+    _known: dict[str, Round] = field(default_factory=dict)
+
+    def of(self, rung: Rung) -> Round:
+        """The class of a rung as a round of its own, with every rung of the ladder in reach."""
+        if rung.id not in self._known:
+            self._known[rung.id] = make_round(self.desk, self.terms, rung, self.terms.ladder.rungs)
+        return self._known[rung.id]
 
 
 def _may_follow(desk: Desk, terms: Terms, rung: Rung) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.plan.plan import RungReport
-from planner.search.climb import Outcome, Round
+from planner.search.climb import Outcome, Rivals, Round
 from planner.search.desk import Desk
 from planner.search.rungs import Rung
 from planner.search.spend import unhelpful
@@ -19,6 +19,7 @@ class Teller:
 
     desk: Desk
     outcome: Outcome
+    rivals: Rivals
 
     def tell(self) -> tuple[RungReport, ...]:
         """One report a rung. Applied rungs chain: each one's bytes after are the next one's before."""
@@ -68,23 +69,29 @@ class Teller:
 
     def _skipped(self, rung: Rung, end: TrainingSetup) -> RungReport:
         """Why not, and what the rung would bring on top of where the climb ended."""
-        terms = self.outcome.terms
-        after = self._tried(rung, end)
-        barred = terms.bar(rung)
+        barred = self.outcome.terms.bar(rung)
         if barred and not barred.startswith("on request"):
             return self._bare(rung, barred)
-        unmet = terms.unmet(rung, end if not rung.is_class else after, self.desk.spec, self.desk.machine)
-        if unmet and not (rung.is_sharding and end.offload != "none"):
-            return self._bare(rung, unmet)
-        useless = unhelpful(self.desk, end, after)
+        return self._skipped_class(rung, end, barred) if rung.is_class else self._skipped_step(rung, end, barred)
+
+    def _skipped_class(self, rung: Rung, end: TrainingSetup, barred: str | None) -> RungReport:
+        """A class of its own is shown at its best, or at its leanest where it does not fit."""
+        each = next((each for each in self.outcome.rounds if each.rung is rung), None) or self.rivals.of(rung)
+        shown = each.shown()
+        if shown is None:
+            return self._bare(rung, f"{barred}; {each.refused}" if barred else str(each.refused))
+        return self._report(rung, False, barred or self._why_no_class(each), end, shown)
+
+    def _skipped_step(self, rung: Rung, end: TrainingSetup, barred: str | None) -> RungReport:
+        after = self._tried(rung, end)
+        unmet = self.outcome.terms.unmet(rung, end, self.desk.spec, self.desk.machine)
+        useless = unmet or unhelpful(self.desk, end, after)
         if useless:
             return self._bare(rung, f"{barred}; {useless}" if barred else useless)
         return self._report(rung, False, barred or self._why_not(rung, end, after), end, after)
 
     def _tried(self, rung: Rung, end: TrainingSetup) -> TrainingSetup:
         terms = self.outcome.terms
-        if rung.is_class:
-            return _like(terms.take(rung, terms.start), end)
         if rung.steps == "micro_batch_size":
             return end
         if rung.steps == "seq_len":
@@ -95,12 +102,15 @@ class Teller:
         return taken
 
     def _why_not(self, rung: Rung, end: TrainingSetup, after: TrainingSetup) -> str:
-        if rung.is_class:
-            return self._why_no_class(rung)
         if rung.steps == "micro_batch_size":
-            return "not needed: the largest micro batch that was considered first fits"
+            batch = self.outcome.terms.batch
+            sizes = f"{end.micro_batch_size} x {end.gradient_accumulation_steps} x {batch.ranks} = {batch.effective}"
+            return f"not needed: micro batch {end.micro_batch_size} stays, {sizes} sequences a step"
         if self.outcome.chosen is None:
             return self._why_no_help(end, after)
+        needed = self.desk.need(after)
+        if needed is not None and needed > self.desk.capacity_bytes:
+            return f"not enough: it needs {show_gib(needed)} of {show_gib(self.desk.capacity_bytes)}"
         if rung.is_offload:
             return self._why_no_offload(after)
         return "not needed: " + self._pace(end, after)
@@ -127,18 +137,15 @@ class Teller:
             price = self.desk.price(after)
             need = show_gib(price.host_bytes) if price else "unknown"
             return f"not chosen unasked: host memory is unknown, and it needs {need} a node"
-        need, old = self.desk.need(after), self.desk.need(end)
-        if need is not None and old is not None and need >= old:
+        needed, had = self.desk.need(after), self.desk.need(end)
+        if needed is not None and had is not None and needed >= had:
             return "does not help: it needs no less"
-        return "not enough: " + (f"it still needs {show_gib(need)}" if need is not None else "it cannot be priced")
+        return "not enough: " + (f"it still needs {show_gib(needed)}" if needed is not None else "it cannot be priced")
 
-    def _why_no_class(self, rung: Rung) -> str:
+    def _why_no_class(self, found: Round) -> str:
         chosen = self.outcome.round
-        found = next((each for each in self.outcome.rounds if each.rung is rung), None)
-        if found is not None and found.refused:
-            return found.refused
-        if chosen is None or found is None:
-            return self._too_much(found) if found else "not needed"
+        if chosen is None:
+            return self._too_much(found)
         order = list(self.outcome.rounds)
         if order.index(found) < order.index(chosen):
             return self._too_much(found)
@@ -172,20 +179,3 @@ class Teller:
             slowdown=None if same else self.desk.slowdown(before, after),
             quality_risk=rung.quality_risk,
         )
-
-
-def _like(start: TrainingSetup, end: TrainingSetup) -> TrainingSetup:
-    """A class's start with the kernels, batch and sharding of where the climb ended, for a fair comparison."""
-    return start.but(
-        attention=end.attention,
-        compute_dtype=end.compute_dtype,
-        liger_kernel=end.liger_kernel,
-        unsloth=end.unsloth,
-        optim=end.optim if start.optim == "adamw_torch" and start.method not in ("galore", "apollo") else start.optim,
-        gradient_checkpointing=end.gradient_checkpointing,
-        micro_batch_size=end.micro_batch_size,
-        gradient_accumulation_steps=end.gradient_accumulation_steps,
-        parallelism=end.parallelism,
-        offload=end.offload,
-        seq_len=end.seq_len,
-    )

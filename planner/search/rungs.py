@@ -12,7 +12,7 @@ from planner.errors import InputError, unknown_choice
 from planner.rulebook.load import read_rules, read_toml, validated
 from planner.search.conditions import Condition, compile_conditions
 from planner.search.facts import KNOWN_FIELDS
-from planner.training import FIELD_NAMES
+from planner.training import FIELD_NAMES, Parallelism
 
 CLASS_TIER = 3
 SHARDING_TIER = 2
@@ -28,7 +28,7 @@ class Rung:
     tier: int
     changes: Mapping[str, Any]
     steps: Literal["micro_batch_size", "seq_len"] | None
-    through: tuple[str, ...]
+    through: tuple[Parallelism, ...]
     environment: Mapping[str, str]
     when: tuple[Condition, ...]
     forbids: frozenset[str]

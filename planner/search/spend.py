@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from planner.plan.plan import Objective
@@ -10,7 +10,7 @@ from planner.search.constraints import violations
 from planner.search.desk import Desk
 from planner.search.rungs import Rung
 from planner.search.walk import Terms
-from planner.training import TrainingSetup
+from planner.training import Parallelism, TrainingSetup
 
 SAME_SPEED = 0.99  # predictions closer than this do not tell two setups apart
 
@@ -22,7 +22,7 @@ class Space:
     desk: Desk
     terms: Terms
     base: TrainingSetup
-    shardings: tuple[str, ...]
+    shardings: tuple[Parallelism, ...]
     light: tuple[Rung, ...]
 
     def variants(self, offload: Rung | None = None) -> Iterator[TrainingSetup]:
@@ -35,12 +35,12 @@ class Space:
                 if self.desk.refusal(setup) is None:
                     yield setup
 
-    def _shardings(self, offload: Rung | None) -> tuple[str, ...]:
+    def _shardings(self, offload: Rung | None) -> tuple[Parallelism, ...]:
         """Parallelism to try; with offload only what can carry it, which then may be ZeRO on one GPU too."""
         if offload is None and self.base.offload == "none":
             return self.shardings
         if "parallelism" in self.terms.fixed:
-            return (str(self.terms.fixed["parallelism"]),)
+            return (self.terms.fixed["parallelism"],)
         rungs = [offload] if offload else [rung for rung in self.terms.ladder if rung.in_setup(self.base)]
         through = dict.fromkeys(name for rung in rungs if rung for name in rung.through)
         return tuple(name for name in through if name not in self.terms.request.forbid)
@@ -90,10 +90,23 @@ class Space:
         return next((reason for reason in map(self.desk.refusal, tried) if reason), "no sharding is left to hold it")
 
 
-def build_space(desk: Desk, terms: Terms, start: TrainingSetup, rungs: Iterable[Rung]) -> Space:
-    """The space of a class: free rungs are taken at once, sharding and light ones become choices."""
+def build_space(desk: Desk, terms: Terms, rung: Rung | None, rungs: Iterable[Rung]) -> Space:
+    """The space of a class: free rungs are taken at once, sharding and light ones become choices.
+
+    What the class's own rung sets, no other rung changes.
+    """
+    start = terms.take(rung, terms.start) if rung else terms.start
+    held = rung.changes if rung else {}
+    return _gather(desk, terms, start, (each for each in rungs if not _against(each, held)))
+
+
+def _against(rung: Rung, held: Mapping[str, object]) -> bool:
+    return any(name in held and held[name] != value for name, value in rung.changes.items())
+
+
+def _gather(desk: Desk, terms: Terms, start: TrainingSetup, rungs: Iterable[Rung]) -> Space:
     base = start
-    shardings = [start.parallelism or "none"]
+    shardings: list[Parallelism] = [start.parallelism or "none"]
     light: list[Rung] = []
     for rung in rungs:
         if terms.bar(rung) or rung.steps or rung.is_class or rung.is_offload or not rung.changes:
@@ -101,7 +114,7 @@ def build_space(desk: Desk, terms: Terms, start: TrainingSetup, rungs: Iterable[
         if terms.unmet(rung, base, desk.spec, desk.machine):
             continue
         if rung.is_sharding:
-            shardings += [] if "parallelism" in terms.fixed else [str(rung.changes["parallelism"])]
+            shardings += [] if "parallelism" in terms.fixed else [rung.changes["parallelism"]]
         elif rung.tier == 0:
             base = _freely(desk, terms, base, rung)
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from planner.memory.result import Estimate
 from planner.plan.plan import Configuration, MethodClass, Profile
-from planner.search.climb import Outcome, Round, make_round, method_class_of, offload_rungs
+from planner.search.climb import Outcome, Rivals, Round, method_class_of, offload_rungs
 from planner.search.desk import CONSERVATIVE_SHARE, Desk
 from planner.search.rungs import Rung
 from planner.training import TrainingSetup
@@ -35,6 +35,7 @@ class Tabler:
     desk: Desk
     outcome: Outcome
     explain: Explain
+    rivals: Rivals
     _estimates: dict[Any, Estimate] = field(default_factory=dict)
 
     def table(self) -> tuple[Configuration, ...]:
@@ -100,19 +101,16 @@ class Tabler:
         return not rung.in_setup(terms.start) and (barred is None or barred.startswith("on request"))
 
     def _alternative(self, rung: Rung) -> Configuration | None:
-        terms, desk = self.outcome.terms, self.desk
-        each = make_round(desk, terms, rung, terms.ladder.rungs)
-        if each.refused is not None:
+        """One class at its best, or at its leanest where it does not fit; None where rules shut it out."""
+        setup = self.rivals.of(rung).shown()
+        if setup is None:
             return None
-        setup = each.best(desk.capacity_bytes)
-        if setup is not None:
-            return self.row(setup, "recommended", f"--allow {rung.id}: {rung.quality_risk}", coverage=0.99)
-        lean = each.space.leanest()
-        need = desk.need(lean) if lean else None
-        if lean is None or need is None:
-            return None
-        short = f"does not fit: needs {show_gib(need)} of {show_gib(desk.capacity_bytes)}"
-        return self.row(lean, "recommended", f"--allow {rung.id}: {short}", coverage=0.99)
+        remark = rung.quality_risk
+        if not self.desk.fits(setup, self.desk.capacity_bytes):
+            remark = (
+                f"does not fit: needs {show_gib(self.desk.need(setup) or 0)} of {show_gib(self.desk.capacity_bytes)}"
+            )
+        return self.row(setup, "recommended", f"--allow {rung.id}: {remark}", coverage=0.99)
 
     def offloads(self) -> tuple[Configuration, ...]:
         """What offload would make of the first class, where it was neither used nor ruled out."""
@@ -122,5 +120,10 @@ class Tabler:
         for rung in offload_rungs(self.outcome.terms):
             setup = first.best(self.desk.capacity_bytes, offload=[rung]) if self._may_be_shown(rung) else None
             if setup is not None:
-                return (self.row(setup, "recommended", f"--allow {rung.id}: {rung.reason}", coverage=0.99),)
+                return (self.row(setup, "recommended", self._offload_remark(rung, setup), coverage=0.99),)
         return ()
+
+    def _offload_remark(self, rung: Rung, setup: TrainingSetup) -> str:
+        price = self.desk.price(setup)
+        need = show_gib(price.host_bytes) if price else "an unknown amount"
+        return f"--allow {rung.id}: needs {need} of host memory a node; {rung.reason}"

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from planner.model.count import count
-from planner.model.modules import block_linears, lora_parameters, lora_targets
+from planner.model.modules import Targets, block_linears, lora_parameters, lora_targets
 from planner.model.spec import Block, ModelSpec
 from planner.training import TrainingSetup
 
 # Bytes that elementwise kernels move for one token and element of width, forward; fitted, with the other constants of
 # planner.speed.estimate, to the 80 one-GPU rows of foundation-model-stack/fms-acceleration's A100 tables.
-NORM_BYTES = 60  # a norm and the residual sum around it, in separate kernels with an fp32 copy
+NORM_BYTES = 44  # a norm and the residual sum around it, in separate kernels with an fp32 copy
 NORM_BYTES_FUSED = 14
 MLP_BYTES = 16  # activation and product, separate
 MLP_BYTES_FUSED = 8
-ROPE_BYTES = 40
+ROPE_BYTES = 28
 ROPE_BYTES_FUSED = 8
-LOGIT_BYTES = 24  # fp32 copy, log-softmax and its backward, per vocabulary entry
+LOGIT_BYTES = 20  # fp32 copy, log-softmax and its backward, per vocabulary entry
 LOGIT_BYTES_FUSED = 8
-ADAPTER_BYTES = 26  # cast of the input, scaling and sum of the adapter's output, per element of a target's sides
+ADAPTER_BYTES = 10  # cast of the input, scaling and sum of the adapter's output, per element of a target's sides
 KERNELS_PER_BLOCK = 45
 KERNELS_PER_BLOCK_FUSED = 28
 KERNELS_PER_ADAPTER = 14
@@ -49,7 +49,8 @@ class TokenWork:
 
 def token_work(setup: TrainingSetup, spec: ModelSpec) -> TokenWork:
     """Work of one token of this setup. Source: arXiv 2001.08361, 2.1 (2 FLOPs a weight); causal attention is half."""
-    base = _model_work(spec, setup.seq_len, setup.liger_kernel or setup.unsloth, setup.attention == "eager")
+    fused = setup.liger_kernel or setup.unsloth or setup.torch_compile
+    base = _model_work(spec, setup.seq_len, fused, setup.attention == "eager")
     trained = trained_parameters(setup, spec)
     adapters = _adapter_bytes(spec, setup.lora_target) if setup.is_adapter else 0.0
     kernels = base.kernels + _extra_kernels(setup, spec)
@@ -116,10 +117,10 @@ def _moved(spec: ModelSpec, block: Block, fused: bool) -> float:
 
 
 @lru_cache(maxsize=512)
-def _adapter_bytes(spec: ModelSpec, targets: tuple[str, ...]) -> float:
+def _adapter_bytes(spec: ModelSpec, targets: Targets) -> float:
     total = 0
     for run in spec.runs:
-        reached = lora_targets(spec, run.block, targets)  # type: ignore[arg-type]
+        reached = lora_targets(spec, run.block, targets)
         total += run.count * sum(linear.inputs + linear.outputs for linear in reached if linear.copies == 1)
     return float(ADAPTER_BYTES * total)
 
