@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Literal
 
 from planner.errors import InputError, nearest
-from planner.model.names import LLAMA_NAMES, MODULE_NAMES, OUTER_NAMES
+from planner.model.names import HEAD_IN_ALL, LLAMA_NAMES, MODULE_NAMES, OUTER_NAMES
 from planner.model.spec import Attention, Block, Mlp, ModelSpec, Moe
 
 Role = Literal[
@@ -43,10 +43,10 @@ class Linear:
         return self.copies * (self.inputs * self.outputs + (self.outputs if self.bias else 0))
 
 
-# Routers that are an nn.Linear (by class, whatever its name) in transformers 5; the others hold a bare parameter.
-_LINEAR_ROUTERS = frozenset({"hunyuan_v1_moe"})
+# Routers that are an nn.Linear in transformers 5 (5.6 for DeepSeek-V2); the others hold a bare parameter.
+_LINEAR_ROUTERS = frozenset({"hunyuan_v1_moe", "deepseek_v2", "granitemoe", "granitemoeshared"})
 # Routers that were an nn.Linear in transformers 4, where experts were modules too.
-_LINEAR_ROUTERS_4 = frozenset({"mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "phimoe", "granitemoe"})
+_LINEAR_ROUTERS_4 = frozenset({"mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "phimoe"})
 
 
 def block_linears(spec: ModelSpec, block: Block, *, stacked_experts: bool = True) -> tuple[Linear, ...]:
@@ -217,9 +217,20 @@ def lora_parameters(
     for run in spec.runs:
         reached = lora_targets(spec, run.block, targets, stacked_experts=stacked_experts)
         total += run.count * sum(_adapter(each, rank, dora) for each in reached)
-    outer = sum(name in targets for name in embedding_and_head(spec)) if targets != "all" else 0
+    outer = sum(outer_targets(spec, targets))
     width = spec.embedding_width or spec.hidden
     return total + outer * (rank * (spec.vocab + width) + (spec.vocab if dora else 0))
+
+
+def outer_targets(spec: ModelSpec, targets: Targets) -> tuple[bool, bool]:
+    """Whether LoRA reaches the embedding, and whether it reaches the head.
+
+    "all" leaves both out, but for GPT-NeoX, whose head LLaMA-Factory's search does not know by name.
+    """
+    if targets == "all":
+        return False, spec.model_type in HEAD_IN_ALL
+    embedding, head = embedding_and_head(spec)
+    return embedding in targets, head in targets
 
 
 def _adapter(linear: Linear, rank: int, dora: bool) -> int:

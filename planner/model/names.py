@@ -1,6 +1,7 @@
 """What each family calls its matrices, so that LoRA targets can be named as peft sees them.
 
-Source: the modelling code of transformers 5.23, or the model's own remote code where that is said.
+Source: the modelling code of transformers 5.23, or the model's own remote code where that is said. Where releases
+differ (GPT-NeoX's head, Granite MoE's router), the name is that of 5.6, which LLaMA-Factory 0.9.5 resolves to.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ MODULE_NAMES: dict[str, dict[str, str]] = {
     "mixtral": _W123,
     "gpt_oss": {"router": "router"},
     "llama4_text": {"router": "router"},
-    "granitemoe": {"router": "router"},
-    "granitemoeshared": {"router": "router", "gate_up": "input_linear", "down": "output_linear"},
+    "granitemoe": {"router": "layer"},
+    "granitemoeshared": {"router": "layer", "gate_up": "input_linear", "down": "output_linear"},
     "qwen3_5_text": _QWEN35,
     "qwen3_5_moe_text": _QWEN35,
     "qwen3_5": _QWEN35,
@@ -58,9 +59,15 @@ OUTER_NAMES: dict[str, tuple[str, str]] = {
     "codegen": ("wte", "lm_head"),
     "mpt": ("wte", "lm_head"),
     "qwen": ("wte", "lm_head"),
-    "gpt_neox": ("embed_in", "lm_head"),
+    "gpt_neox": ("embed_in", "embed_out"),
     "falcon": ("word_embeddings", "lm_head"),
     "bloom": ("word_embeddings", "lm_head"),
     "chatglm": ("word_embeddings", "output_layer"),
     "internlm2": ("tok_embeddings", "output"),
 }
+# Families whose head is a Linear that LLaMA-Factory's "all" reaches: it leaves out lm_head (and ChatGLM's and
+# InternLM2's) by name only.
+HEAD_IN_ALL = frozenset({"gpt_neox"})
+# Families built of transformers' Conv1D: peft trains it when named, but LLaMA-Factory's "all" looks for classes with
+# "Linear" in their name and finds none.
+CONV1D = frozenset({"gpt2"})
