@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.plan.plan import Configuration
-from planner.search.climb import Outcome, Round
+from planner.search.climb import Outcome, Round, offload_rungs
 from planner.search.desk import Desk
 from planner.search.rungs import Rung
 from planner.training import TrainingSetup
@@ -12,10 +12,15 @@ from planner.units import show_count, show_gib
 WORDS = {"none": "one GPU", "ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 
 
+def spread(setup: TrainingSetup) -> str:
+    """``ZeRO-3``: the parallelism as a reader would say it."""
+    parallelism = str(setup.parallelism)
+    return WORDS.get(parallelism, parallelism.upper())
+
+
 def held_by(setup: TrainingSetup) -> str:
     """``ZeRO-3, micro batch 1, checkpointing``: how a setup is held, in a few words."""
-    parallelism = str(setup.parallelism)
-    words = [WORDS.get(parallelism, parallelism.upper()), f"micro batch {setup.micro_batch_size}"]
+    words = [spread(setup), f"micro batch {setup.micro_batch_size}"]
     words += ["checkpointing"] if setup.gradient_checkpointing else ["no checkpointing"]
     words += [f"offload of {setup.offload}"] if setup.offload != "none" else []
     return ", ".join(words)
@@ -66,10 +71,26 @@ def _why_not(desk: Desk, outcome: Outcome, each: Round) -> str:
     if host is not None and price.required_bytes <= desk.capacity_bytes:
         return f"{each.label} does not run: {host}"
     short = f"{show_gib(price.required_bytes)} of {show_gib(desk.capacity_bytes)} a GPU"
-    return f"{each.label} does not fit: at its leanest ({held_by(lean)}) it needs {short}{_states(desk, each, lean)}"
+    more = _states(desk, each) + _no_offload(desk, outcome, each)
+    return f"{each.label} does not fit: at its leanest ({held_by(lean)}) it needs {short}{more}"
 
 
-def _states(desk: Desk, each: Round, lean: TrainingSetup) -> str:
+def _no_offload(desk: Desk, outcome: Outcome, each: Round) -> str:
+    """What offload of this class would take of the host, where the GPUs could then hold the rest."""
+    for rung in offload_rungs(outcome.terms):
+        lean = each.space.leanest(rung) if rung.id not in outcome.terms.request.forbid else None
+        price = desk.price(lean) if lean is not None else None
+        if price is None or price.required_bytes > desk.capacity_bytes:
+            continue
+        ram = desk.machine.ram_bytes
+        if ram is None:
+            return f"; with {rung.title} it would fit, for {show_gib(price.host_bytes)} of host memory a node"
+        if price.host_bytes > ram:
+            return f"; offload is ruled out too: {desk.host_refusal(lean or each.space.base)}"
+    return ""
+
+
+def _states(desk: Desk, each: Round) -> str:
     """For full fine-tuning: what weights, gradients and states alone come to, with and without sharding."""
     if each.method_class != "full" or desk.spec.parameters == 0:
         return ""
@@ -99,8 +120,8 @@ def _offload(desk: Desk, rung: Rung, setup: TrainingSetup) -> str:
     price = desk.price(setup)
     need = show_gib(price.host_bytes) if price else "an unknown amount"
     ram = desk.machine.ram_bytes
-    have = f" of {show_gib(ram)}" if ram is not None else "; how much there is, is not known"
-    return f"{rung.title}: nothing fits without, and it takes {need}{have} of host memory a node"
+    have = "which is not known to be there" if ram is None else f"of {show_gib(ram)}"
+    return f"{rung.title}: it does not fit without; this takes {need} of host memory a node, {have}"
 
 
 def assumptions_of(desk: Desk, outcome: Outcome, chosen: Configuration | None) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from planner.hardware.machine import Gpu, Machine
+from planner.plan.explain import spread
 from planner.search.batch import plan_batch
 from planner.search.climb import SHORTEST_SEQUENCE, Climber, Outcome, method_class_of
 from planner.search.desk import Desk
@@ -109,7 +110,8 @@ def _fits_on(desk: Desk, outcome: Outcome, machine: Machine) -> str | None:
     if found.verdict != "fits" or found.chosen is None or found.round is None:
         return None
     kind = method_class_of(found.chosen)
-    return f"{found.round.label} under {found.chosen.parallelism}" if kind != "other" else found.round.label
+    alone = kind == "other" or found.chosen.parallelism == "none"
+    return found.round.label if alone else f"{found.round.label} under {spread(found.chosen)}"
 
 
 def _on(terms: Terms, machine: Machine) -> Terms:

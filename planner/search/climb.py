@@ -14,6 +14,17 @@ from planner.search.walk import Terms
 from planner.training import TrainingSetup
 
 SHORTEST_SEQUENCE = 128
+NAMES = {
+    "full": "full fine-tuning",
+    "freeze": "freeze",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "qlora": "QLoRA",
+    "oft": "OFT",
+    "galore": "GaLore",
+    "apollo": "APOLLO",
+    "badam": "BAdam",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,5 +213,4 @@ def _reaches(terms: Terms, classes: Sequence[Rung]) -> list[tuple[Rung, ...]]:
 
 
 def _label(setup: TrainingSetup) -> str:
-    names = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "oft": "OFT"}
-    return names.get(setup.method, setup.method)
+    return NAMES.get(setup.method, setup.method)
