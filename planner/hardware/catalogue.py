@@ -156,6 +156,7 @@ def _kind(identifier: str) -> GpuKind:
         memory_bytes=reported * MIB if reported else memory["gib"] * GIB,
         memory_reported=reported is not None,
         nominal_bytes=memory["gib"] * GIB,
+        cuda_bytes=memory["cuda_mib"] * MIB if "cuda_mib" in memory else None,
         compute_capability=(capability[0], capability[1]) if capability else None,
         dense_tflops={dtype: float(value) for dtype, value in row.get("tflops", {}).items()},
         dtypes=tuple(architecture["dtypes"]),

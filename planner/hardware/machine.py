@@ -23,7 +23,8 @@ class GpuKind:
 
     ``dense_tflops`` maps a dtype ("bf16", "fp16", "tf32", "fp32", "fp8") to dense tensor throughput in TFLOP/s;
     ``dtypes`` names what the architecture computes in hardware, also where no throughput is published.
-    ``memory_bytes`` is what the driver reports as total where ``memory_reported``, else nominal.
+    ``memory_bytes`` is what the driver reports as total where ``memory_reported``, else nominal; ``cuda_bytes``
+    is the part of it that CUDA offers a program (the driver keeps the rest), where a public log shows it.
     Links are bytes/s in one direction (datasheets print NVLink as the sum of both);
     ``nvlink_bridge``: NVLink only with a bridge, and between two cards.
     """
@@ -42,6 +43,7 @@ class GpuKind:
     nvlink_bridge: bool = False
     pcie_bytes_per_s: float | None = None
     nominal_bytes: int | None = None
+    cuda_bytes: int | None = None
     note: str | None = None
     source: str = ""
     checked: str = ""

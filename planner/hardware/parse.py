@@ -26,10 +26,10 @@ MOST_GPUS_PER_NODE = 128  # an NVL72 rack, the largest machine with one memory f
 MOST_NODES = 16_384
 LONGEST_TEXT = 500
 
-# A job never sees a card's whole nominal memory: the driver keeps a part. Cards from 10 to 40 GB without inline ECC
-# leave CUDA at least 97.5 % (3080: 9.77 of 10 GiB, 5090: 31.36 of 32); the part grows to about 0.9 GiB on 80 GB
-# cards (H100: 79.1 of 80) and about 1 % beyond (H200: 139.7 of 141). PyTorch's out-of-memory messages state these.
-RESERVE_SHARE = 0.025
+# A job never sees a card's whole nominal memory: the driver keeps a part. `cuda_mib` in rules/gpus.toml shows how much:
+# cards from 10 to 32 GB without inline ECC leave at least 97 % (RTX 3060: 11931 of 12288 MiB), 80 and 96 GB cards lack
+# up to 1 GiB (H20: 97285 of 98304 MiB), larger ones up to 1 % (B200: 182631 of 184320 MiB).
+RESERVE_SHARE = 0.03
 RESERVE_CAP_BYTES = 1 * GIB
 RESERVE_SHARE_OF_LARGE = 0.01
 
@@ -46,7 +46,7 @@ class _Group:
 
 
 def reserve_bytes(nominal_bytes: int) -> int:
-    """What is held back from a card of which only the size is known: 2.5 % up to 1 GiB, at least 1 %."""
+    """What is held back from a card of which only the size is known: 3 % up to 1 GiB, at least 1 %."""
     share = min(int(nominal_bytes * RESERVE_SHARE), RESERVE_CAP_BYTES)
     return max(share, int(nominal_bytes * RESERVE_SHARE_OF_LARGE))
 
@@ -67,6 +67,7 @@ def parse_machine(gpus: str, ram: str | None = None) -> Machine:
             "write nodes x GPUs, such as 2x8xH100-80GB"
         )
     devices = tuple(_gpus(groups))
+    _check_vendors(devices, gpus)
     return Machine(gpus=devices, nodes=nodes, ram_bytes=_ram_bytes(ram), assumptions=_assumptions(groups, devices))
 
 
@@ -179,6 +180,13 @@ def _nodes(groups: Sequence[_Group], text: str) -> int:
     if len(nodes) > 1:
         raise InputError(f"--gpus {text!r} mixes groups of different node counts; all nodes must be alike")
     return nodes.pop()
+
+
+def _check_vendors(gpus: Sequence[Gpu], text: str) -> None:
+    """One job has one driver stack: CUDA, ROCm and CANN builds of a framework exclude each other."""
+    vendors = sorted({gpu.kind.vendor for gpu in gpus if gpu.kind is not None})
+    if len(vendors) > 1:
+        raise InputError(f"--gpus {text!r} mixes cards of {' and '.join(vendors)}, and one job runs on one of them")
 
 
 def _gpus(groups: Sequence[_Group]) -> Iterator[Gpu]:

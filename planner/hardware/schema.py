@@ -21,10 +21,11 @@ class _Row(BaseModel):
 
 
 class Memory(_Row):
-    """Size as sold in GiB, and the driver's total in MiB where somebody saw it."""
+    """Size as sold in GiB, and in MiB the driver's total and what CUDA offers of it, where somebody saw them."""
 
     gib: Annotated[int, Field(ge=1, le=1024)]
     driver_mib: Annotated[int, Field(ge=1024)] | None = None
+    cuda_mib: Annotated[int, Field(ge=1024)] | None = None
 
 
 class Pcie(_Row):
@@ -143,6 +144,8 @@ def _memory_problems(place: str, row: Mapping[str, Any]) -> list[str]:
         return [f"{place}: memory_source: missing beside memory.driver_mib"]
     if not 0.9 <= reported / (nominal * 1024) <= 1.03:
         return [f"{place}: memory.driver_mib: {reported} is not near {nominal} GiB"]
+    if not 0.97 <= memory.get("cuda_mib", reported) / reported <= 1:
+        return [f"{place}: memory.cuda_mib: {memory['cuda_mib']} is not a little under the driver's {reported}"]
     return []
 
 

@@ -18,9 +18,9 @@ FORMAT = 1
 
 # Values below these are impossible; None is always "unknown".
 _LEAST = {
-    "capacity_bytes": 1, "total_bytes": 1, "free_bytes": 0, "nominal_bytes": 1, "memory_bytes": 1, "reserve_bytes": 0,
-    "nodes": 1, "ram_bytes": 1, "ram_free_bytes": 0, "cpu_cores": 1, "disk_free_bytes": 0, "used_bytes": 0,
-    "bytes_per_s": 0, "internode_bytes_per_s": 0,
+    "capacity_bytes": 1, "total_bytes": 1, "free_bytes": 0, "nominal_bytes": 1, "memory_bytes": 1, "cuda_bytes": 1,
+    "reserve_bytes": 0, "nodes": 1, "ram_bytes": 1, "ram_free_bytes": 0, "cpu_cores": 1, "disk_free_bytes": 0,
+    "used_bytes": 0, "bytes_per_s": 0, "internode_bytes_per_s": 0,
 }  # fmt: skip
 
 

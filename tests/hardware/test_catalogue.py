@@ -155,15 +155,19 @@ def test_the_search_matches_words_and_architectures():
     assert catalogue.search_gpus("voodoo") == []
 
 
-# What PyTorch prints as total capacity on the card, GiB: the part of nominal memory that a job can see.
-CUDA_TOTALS_GIB = {10: 9.77, 12: 11.76, 16: 15.69, 24: 23.64, 32: 31.36, 40: 39.39, 48: 47.40, 80: 79.10, 141: 139.72}
+def test_the_reserve_of_an_anonymous_card_covers_what_drivers_keep():
+    seen = [row for row in catalogue.rows() if "cuda_mib" in row["memory"] and "ECC" not in row.get("note", "")]
+    assert len(seen) >= 14
+    for row in (row for row in seen if row["memory"]["gib"] >= 10):
+        nominal = row["memory"]["gib"] * GIB
+        assert nominal - reserve_bytes(nominal) <= row["memory"]["cuda_mib"] * MIB, row["id"]
+        assert nominal - reserve_bytes(nominal) >= 0.975 * row["memory"]["cuda_mib"] * MIB, row["id"]
 
 
-@pytest.mark.parametrize(("nominal_gib", "seen_gib"), CUDA_TOTALS_GIB.items())
-def test_the_reserve_of_an_anonymous_card_covers_what_the_driver_keeps(nominal_gib, seen_gib):
-    usable = nominal_gib * GIB - reserve_bytes(nominal_gib * GIB)
-    assert usable <= seen_gib * GIB
-    assert usable >= 0.96 * seen_gib * GIB
+def test_what_cuda_offers_is_kept_beside_the_drivers_total():
+    h100 = catalogue.find_gpu("H100-80GB")
+    assert h100.cuda_bytes == 81082 * MIB
+    assert h100.memory_bytes == 81559 * MIB
 
 
 def test_bad_rows_are_reported_all_at_once_with_file_row_and_field():

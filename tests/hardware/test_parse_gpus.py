@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from planner.errors import InputError
-from planner.hardware.catalogue import rows, short_name
+from planner.hardware.catalogue import kind, rows, short_name
 from planner.hardware.machine import Links
 from planner.hardware.parse import format_gpus, parse_machine, reserve_bytes
 from planner.units import GIB, MIB
@@ -17,13 +17,13 @@ def test_anonymous_cards_are_nominal_less_a_stated_reserve():
     machine = parse_machine("3x20GB", "12GB")
     assert [gpu.index for gpu in machine.gpus] == [0, 1, 2]
     assert {gpu.nominal_bytes for gpu in machine.gpus} == {20 * GIB}
-    assert {gpu.capacity_bytes for gpu in machine.gpus} == {20 * GIB - GIB // 2}
-    assert {gpu.reserve_bytes for gpu in machine.gpus} == {GIB // 2}
+    assert {gpu.capacity_bytes for gpu in machine.gpus} == {20 * GIB - int(0.6 * GIB)}
+    assert {gpu.reserve_bytes for gpu in machine.gpus} == {int(0.6 * GIB)}
     assert machine.ram_bytes == 12 * GIB
     assert machine.smallest.total_bytes is None
     assert machine.smallest.has_bf16 is None
     said = " ".join(machine.assumptions)
-    assert "0.5 GiB of 20.0 GiB" in said
+    assert "0.6 GiB of 20.0 GiB" in said
     assert "compute capability 8.0" in said
 
 
@@ -47,8 +47,8 @@ def test_named_cards_have_the_total_of_their_driver():
 
 
 def test_a_named_card_without_a_known_total_keeps_a_reserve_and_says_so():
-    machine = parse_machine("1xMI250X")
-    assert machine.gpus[0].capacity_bytes == 64 * GIB - reserve_bytes(64 * GIB)
+    machine = parse_machine("1xMI325X")
+    assert machine.gpus[0].capacity_bytes == 256 * GIB - reserve_bytes(256 * GIB)
     assert any("no source for the driver's total" in sentence for sentence in machine.assumptions)
     assert machine.gpus[0].has_bf16 is True
 
@@ -114,6 +114,7 @@ def test_ways_to_write_it(text, canonical):
         ("2x3x4x20GB", "three counts"),
         ("2x8xH100-80GB,1xRTX4090", "nodes must be alike"),
         ("99999999999999999999x20GB", "more than any cluster"),
+        ("1xRTX4090,1xMI300X", "mixes cards of amd and nvidia"),
         ("200x20GB", "asks for 200 GPUs in one machine"),
         ("3xRTX9999", "not in the catalogue"),
         ("2xRTX3080", "RTX3080-10GB or RTX3080-12GB or RTX3080-20GB"),
@@ -138,11 +139,20 @@ def test_bad_ram_is_one_sentence(ram):
 
 sizes = st.integers(1, 1024).map(lambda gib: f"{gib}GB") | st.integers(1024, 1 << 20).map(lambda mib: f"{mib}MB")
 sizes |= st.decimals(1, 1024, places=3).map(lambda gib: f"{gib}GB")
-names = st.sampled_from([short_name(row) for row in rows()])
-groups = st.tuples(st.integers(1, 16), sizes | names).map(lambda pair: f"{pair[0]}x{pair[1]}")
+counts = st.integers(1, 16)
 
 
-@given(st.lists(groups, min_size=1, max_size=6), st.integers(1, 64))
+def groups_of(vendor: str) -> st.SearchStrategy[str]:
+    names = st.sampled_from([short_name(row) for row in rows() if kind(row).vendor == vendor])
+    return st.tuples(counts, sizes | names).map(lambda pair: f"{pair[0]}x{pair[1]}")
+
+
+machines = st.sampled_from(["nvidia", "amd", "ascend"]).flatmap(
+    lambda vendor: st.lists(groups_of(vendor), min_size=1, max_size=6)
+)
+
+
+@given(machines, st.integers(1, 64))
 def test_every_valid_text_round_trips(parts, nodes):
     text = ",".join(f"{nodes}x{part}" for part in parts)
     machine = parse_machine(text)
