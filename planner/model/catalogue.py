@@ -160,10 +160,28 @@ def specs() -> Iterator[ModelSpec]:
     return (from_row(row) for row in catalogue().rows if row.kind == "model")
 
 
+def search(words: str) -> tuple[Row, ...]:
+    """Rows of which some name holds every word, in the order of the file; sizes match whole. All rows for no words."""
+    wanted = words.lower().split()
+    return tuple(row for row in catalogue().rows if _matches(row, wanted))
+
+
+def _matches(row: Row, wanted: list[str]) -> bool:
+    if row.kind == "size":
+        return not wanted or [row.names[0].lower()] == wanted
+    return any(all(word in name.lower() for word in wanted) for name in row.names)
+
+
+def closest_names(name: str) -> list[str]:
+    """Catalogue names most similar to this one, best first, without their organisation where it has none."""
+    whole = [each for row in catalogue().rows for each in row.names]
+    known = whole if "/" in name else [each.rpartition("/")[2] for each in whole]
+    return nearest(name, dict.fromkeys(known))
+
+
 def _unknown(name: str) -> InputError:
-    ids = {each for row in catalogue().rows for each in row.names}
-    close = nearest(name, [*ids, *(each.rpartition("/")[2] for each in ids)])
-    offer = f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
+    close = closest_names(name)
+    offer = f"; did you mean {' or '.join(close)}?" if close else ""
     return InputError(
         f"model {name!r} is not in the catalogue{offer}",
         hint="the path of its config.json or of its folder works too; `plan models` lists the catalogue",

@@ -67,7 +67,11 @@ def build(keys: Keys, traits: Traits) -> ModelSpec:
     if traits.fixed:
         keys = Keys({**traits.fixed, **keys.config}, keys.model_type, place=keys.place, nested=keys.nested)
     layers = keys.whole("num_hidden_layers")
-    blocks = [build_block(keys, traits, layer) for layer in range(layers)]
+    blocks = (
+        [build_block(keys, traits, 0)] * layers
+        if _is_uniform(keys, traits)
+        else [build_block(keys, traits, layer) for layer in range(layers)]
+    )
     positions = keys.maybe("max_position_embeddings")
     learned = (positions or keys.whole("max_position_embeddings")) if traits.rope == "learned" else 0
     spec = ModelSpec(
@@ -87,6 +91,13 @@ def build(keys: Keys, traits: Traits) -> ModelSpec:
         remote_code=traits.remote_code,
     )
     return traits.finish(keys, spec) if traits.finish else spec
+
+
+def _is_uniform(keys: Keys, traits: Traits) -> bool:
+    """True where no trait looks at the number of a layer, so that one block stands for all."""
+    same_window = traits.window in (no_window, uniform_window)
+    same_window = same_window or (traits.window is qwen_window and not keys.flag("use_sliding_window"))
+    return same_window and traits.experts is no_experts and traits.attention is None
 
 
 def build_block(keys: Keys, traits: Traits, layer: int) -> Block:
