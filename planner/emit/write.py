@@ -44,7 +44,8 @@ def write_folder(
 ) -> Written:
     """Write ``files`` (relative name to text) as one folder and say where it is.
 
-    ``out`` None: ``base`` and the name that ``plan.json`` states; the same texts there are left alone, other texts get the next free number.
+    ``out`` None: ``base`` and the name that ``plan.json`` states; the same texts there are left alone, other texts
+    get the next free number.
     An explicit ``out`` that exists with other content is replaced only with ``force``.
     Raises InputError where the folder exists, cannot be written, or a file stands in its way.
     """

@@ -49,7 +49,7 @@ ESTIMATE = Estimate(
     coverage=0.99,
     verdict="fits",
     capacity_bytes=20 * GIB,
-    interval={name: (10 * GIB, 14 * GIB) for name in ("allocated_bytes", "reserved_bytes", "device_bytes")},
+    interval=dict.fromkeys(("allocated_bytes", "reserved_bytes", "device_bytes"), (10 * GIB, 14 * GIB)),
     peak_phase="loss",
     breakdown=Breakdown(weights=5 * GIB, optimizer=1 * GIB, activations=2 * GIB, logits=4 * GIB),
     context_bytes=GIB // 2,
