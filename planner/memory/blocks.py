@@ -6,6 +6,7 @@ Source: transformers' modeling files of the families named in each function.
 
 from __future__ import annotations
 
+from planner.errors import UnsupportedError
 from planner.memory.attention import attend
 from planner.memory.experts import experts
 from planner.memory.linears import LinearModule
@@ -112,7 +113,7 @@ class BlockModule:
             return self._delta_rule(hidden, a)
         p = self.p
         q, k, v, gate = self._project(hidden, a)
-        beside = (q, k) if p.mode.qkv_view else ()
+        beside = (q, k) if p.mode.litgpt else ()  # v is a view of the fused projection, which stays whole
         if a.qk_norm != "none":
             q = self._qk_norm(q, a, a.heads)
             k = self._qk_norm(k, a, a.kv_heads)
@@ -126,6 +127,8 @@ class BlockModule:
 
     def _project(self, hidden: Tensor, a: Attention) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         p = self.p
+        if p.mode.litgpt:
+            return *self._fused_projection(hidden, a), None
         if "qkv" in self.linears:
             widths = (a.q_width, a.kv_width, a.kv_width)
             q, k, v = p.split(self.linears["qkv"](p, hidden), widths)
@@ -135,6 +138,29 @@ class BlockModule:
         if a.gated:
             q, gate = p.split(q, (a.q_width, a.q_width))
         return q, self.linears["k"](p, hidden), self.linears["v"](p, hidden), gate
+
+    def _fused_projection(self, hidden: Tensor, a: Attention) -> tuple[Tensor, Tensor, Tensor]:
+        """litgpt's LoRAQKVLinear: one dropped input and one low-rank product for all targets, whose results are kept by
+        ``index_copy`` when they are padded to the fused width. Source: litgpt lora.py, zero_pad.
+        """
+        p = self.p
+        used = [m for role, m in self.linears.items() if role in ("q", "k", "v", "qkv")]
+        parts = [module.base(p, hidden, module.linear.outputs) for module in used]
+        adapted = [module for module in used if module.adapter_a is not None and module.adapter_b is not None]
+        if adapted:
+            dropped = p.drop(hidden) if p.mode.dropout else hidden
+            low = p.matmul(dropped, adapted[0].adapter_a, 2 * p.mode.rank * len(adapted))  # type: ignore[arg-type]
+            width = sum(module.linear.outputs for module in adapted)
+            source = p.matmul(low, adapted[0].adapter_b, width)  # type: ignore[arg-type]
+            padded = p.new((0, sum(module.linear.outputs for module in used), 0), source.itemsize)
+            p.link(padded, (source,), ((source.elems, source.itemsize),), saved=(source,))
+            del dropped, low, source
+            parts = [p.add(part, padded) if i == 0 else part for i, part in enumerate(parts)]
+        if len(parts) == 1:
+            q, k, v = p.split(parts[0], (a.q_width, a.kv_width, a.kv_width))
+            return q, k, v
+        q, k, v = parts
+        return q, k, v
 
     def _qk_norm(self, x: Tensor, a: Attention, heads: int) -> Tensor:
         rows = 1 if a.qk_norm == "full" else heads
@@ -186,8 +212,8 @@ class BlockModule:
         values = a.heads * a.v_head_dim
         out = p.new((0, values, 0), convolved.itemsize)
         states = p.new((0, a.heads * a.head_dim * a.v_head_dim // 64, 0), FP32)
-        p.link(out, (convolved, *gates), (((convolved.elems, convolved.itemsize)), *((g.elems, g.itemsize) for g in gates)),
-               saved=(convolved, states, *gates))  # fmt: skip
+        inputs = (convolved, *gates)
+        p.link(out, inputs, [(t.elems, t.itemsize) for t in inputs], saved=(*inputs, states))
         normed = self.norm(out, "rms", a.v_head_dim, rows=a.heads)
         gated = p.mul(normed, p.unary(z if z is not None else normed, saves="input"))
         return self.linears["o"](p, gated)
@@ -196,10 +222,11 @@ class BlockModule:
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
         """The dense module or the experts."""
+        if self.block.mlp is not None:
+            return self.dense(hidden, self.block.mlp)
         if self.block.moe is not None:
             return experts(self.p, self.linears, self.block.moe, hidden, shared=self.dense)
-        assert self.block.mlp is not None
-        return self.dense(hidden, self.block.mlp)
+        raise UnsupportedError("a block has neither a feed-forward module nor experts; its config cannot be priced")
 
     def dense(self, hidden: Tensor, mlp: Mlp, prefix: str = "") -> Tensor:
         """``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``."""
@@ -232,7 +259,7 @@ def gated_product(p: Program, gate: Tensor, up: Tensor, activation: str) -> Tens
 
 def activate(p: Program, x: Tensor, activation: str) -> Tensor:
     """An activation function by its transformers name."""
-    if activation in ("gelu_new", "gelu_fast"):
+    if activation in ("gelu_new", "gelu_fast") and not p.mode.litgpt:
         return _python_gelu(p, x)
     if activation == "relu2":
         positive = p.unary(x, saves="output")

@@ -42,14 +42,18 @@ def block_curve(
     hidden: int,
     checkpointed: bool,
     reentrant: bool,
+    leaf: bool = False,
 ) -> BlockCurve:
-    """Run the block's program once forward and once backward."""
-    run = _Run(block, linears, mode, model_type, hidden)
+    """Run the block's program once forward and once backward; ``leaf``: its input needs no gradient."""
+    run = _Run(block, linears, mode, model_type, hidden, leaf=leaf)
     return run.checkpointed(reentrant=reentrant) if checkpointed else run.plain()
 
 
 class _Run:
-    def __init__(self, block: Block, linears: tuple[Linear, ...], mode: Mode, model_type: str, hidden: int) -> None:
+    def __init__(
+        self, block: Block, linears: tuple[Linear, ...], mode: Mode, model_type: str, hidden: int, *, leaf: bool
+    ) -> None:
+        self.leaf = leaf
         self.p = Program(mode)
         self.module = BlockModule(self.p, block, linears, model_type=model_type, hidden=hidden)
         self.elems = (0, hidden, 0)
@@ -106,7 +110,8 @@ class _Run:
         """A handle on ``hidden`` whose gradient ends in a sink."""
         sink = Node(-1, (), (), (), (), 1)
         handle = self.p.detached(hidden)
-        handle.node = sink
+        if not self.leaf:
+            handle.node = sink
         return handle, sink
 
     def _drop_casts(self, *, kept_by_graph: bool = False) -> int:

@@ -34,7 +34,7 @@ class Worked:
     timeline: Timeline
     peak: Phase
     allocated_bytes: int
-    overheads: Overheads | None
+    overheads: Overheads
     host: HostNeed
 
 
@@ -45,7 +45,6 @@ def price(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Price:
     """
     worked = _work(setup, spec, machine)
     over = worked.overheads
-    assert over is not None
     return Price(
         allocated_bytes=worked.allocated_bytes,
         reserved_bytes=over.reserved_bytes,
@@ -66,7 +65,6 @@ def estimate(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverag
     """
     worked = _work(setup, spec, machine, coverage=coverage)
     over, timeline = worked.overheads, worked.timeline
-    assert over is not None
     capacity = machine.smallest.capacity_bytes if machine.gpus else None
     context = over.context_bytes + over.nccl_bytes
     verdict = None
@@ -104,13 +102,16 @@ def breakdown_of(values: tuple[int, ...]) -> Breakdown:
 
 
 def with_parallelism(setup: TrainingSetup, machine: Machine) -> TrainingSetup:
-    """The setup with the contract's default: ddp on several GPUs, none on one. Raises InputError for none on several."""
+    """The setup with the contract's default: ddp on several GPUs, none on one.
+
+    Raises InputError for none on several.
+    """
     ranks = max(machine.world_size, 1)
     if setup.parallelism is None:
         return setup.but(parallelism="ddp" if ranks > 1 else "none")
     if setup.parallelism == "none" and ranks > 1:
         raise InputError(
-            f"parallelism 'none' cannot use {ranks} GPUs; choose ddp, zero1, zero2, zero3, fsdp or fsdp2, or plan for one GPU"
+            f"parallelism 'none' cannot use {ranks} GPUs; choose ddp, zero2, zero3, fsdp or fsdp2, or name one GPU"
         )
     return setup
 

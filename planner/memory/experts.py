@@ -52,8 +52,14 @@ class Share:
 
 
 def _add_piece(
-    p: Program, linears: Mapping[str, LinearModule], moe: Moe, hidden: Tensor, weights: Tensor, total: Tensor, share: Share
-) -> Tensor:  # fmt: skip
+    p: Program,
+    linears: Mapping[str, LinearModule],
+    moe: Moe,
+    hidden: Tensor,
+    weights: Tensor,
+    total: Tensor,
+    share: Share,
+) -> Tensor:
     """Gather the tokens of some experts, run these, weigh the result and add it to the sum."""
     rows = _gather(p, hidden, share)
     out = _expert_mlp(p, linears, moe.expert, rows, share)
@@ -107,8 +113,9 @@ def _expert_mlp(p: Program, linears: Mapping[str, LinearModule], expert: Mlp, ro
 
 
 def _combine(p: Program, weighted: Tensor, total: Tensor, share: Share) -> Tensor:
-    """``index_add_`` in place: the sum's gradient passes on, the rows' gradient is gathered again in the source's shape,
-    for which derivatives.yaml saves the source.
+    """``index_add_`` in place: the sum's gradient passes on, the rows' gradient is gathered again.
+
+    derivatives.yaml saves the source, for its shape.
     """
     out = p.view(total)
     index = p.new((0, share.of(1), 0), INDEX_BYTES)

@@ -39,14 +39,15 @@ class LinearModule:
     def on_rows(self, p: Program, x: Tensor, width: int) -> Tensor:
         """Output of ``width`` elements per token, where x has other than one row a token (routed experts)."""
         if self.adapter_a is None or self.adapter_b is None:
-            return self._base(p, x, width)
+            return self.base(p, x, width)
         if p.mode.fused and self.quantized:
-            return self._fused_adapter(p, x, width)
+            return self._fused_adapter(p, x, width, self.adapter_a, self.adapter_b)
         if p.mode.dora:
             return self._dora(p, x, width, self.adapter_a, self.adapter_b)
         return self._adapter(p, x, width, self.adapter_a, self.adapter_b)
 
-    def _base(self, p: Program, x: Tensor, width: int) -> Tensor:
+    def base(self, p: Program, x: Tensor, width: int) -> Tensor:
+        """The product with the base weight, without adapters."""
         if not self.quantized:
             return p.matmul(x, self.weight, width, bias=self.bias)
         given = x.itemsize
@@ -56,18 +57,21 @@ class LinearModule:
         return p.cast(self._packed(p, x, width), given)
 
     def _packed(self, p: Program, x: Tensor, width: int) -> Tensor:
-        """MatMul4Bit: one dequantized weight lives during each product, forward and backward; nothing else is kept."""
+        """MatMul4Bit: one dequantized weight lives during each product, forward and backward; nothing else is kept.
+
+        The release that litgpt's published runs used (bitsandbytes 0.41) saved the input as well.
+        """
         elems = (self.weight.count // self.linear.copies, 0, 0)
         temps = [] if p.mode.quantized == "gptq" else _dequantized(elems, p.mode.compute)
         alive = [p.new(*temp) for temp in temps]
         out = p.new((0, width, 0), p.mode.compute)
-        kept = (x,) if p.mode.quantized_keeps_input else ()
+        kept = (x,) if p.mode.litgpt else ()
         p.link(out, (x,), ((x.elems, x.itemsize),), saved=kept, temps=temps)
         del alive
         return out
 
     def _eight_bit(self, p: Program, x: Tensor, width: int) -> Tensor:
-        """MatMul8bitLt: keeps its 16-bit input; an int8 copy of it lives during forward, a 16-bit weight in backward."""
+        """MatMul8bitLt: keeps its 16-bit input; an int8 copy lives during forward, a 16-bit weight in backward."""
         quantized = p.new(x.elems, 1)
         out = p.new((0, width, 0), p.mode.compute)
         weight = ((self.weight.count // self.linear.copies, 0, 0), p.mode.compute, TEMPORARY)
@@ -78,7 +82,7 @@ class LinearModule:
     def _adapter(self, p: Program, x: Tensor, width: int, a: Param, b: Param) -> Tensor:
         """peft: result = base(x) + B(A(dropout(x.to(A.dtype)))) * scaling, cast back to the result's dtype."""
         mode = p.mode
-        result = self._base(p, x, width)
+        result = self.base(p, x, width)
         if mode.quantized in ("nf4", "int8"):
             result = self._clone(p, result) if mode.quantized == "nf4" else result
             casts = not mode.autocast
@@ -104,9 +108,9 @@ class LinearModule:
         return out
 
     def _dora(self, p: Program, x: Tensor, width: int, a: Param, b: Param) -> Tensor:
-        """DoRA: the norm of W + BA needs weight-sized temporaries; base and adapter results are kept for the magnitude."""
+        """DoRA: the norm of W + BA needs weight-sized temporaries; both results are kept for the magnitude."""
         mode = p.mode
-        result = self._base(p, x, width)
+        result = self.base(p, x, width)
         kept = result.itemsize
         x = p.cast(x, mode.adapter)
         dropped = p.drop(x) if mode.dropout else x
@@ -121,16 +125,14 @@ class LinearModule:
         based = p.mul_weight(result, magnitude)
         return p.cast(p.add(p.add(result, based), delta), kept)
 
-    def _fused_adapter(self, p: Program, x: Tensor, width: int) -> Tensor:
+    def _fused_adapter(self, p: Program, x: Tensor, width: int, a: Param, b: Param) -> Tensor:
         """Fused LoRA on a quantized weight: keeps x itself, or its dropped copy without a mask; A(x) is made again."""
-        assert self.adapter_a is not None and self.adapter_b is not None
         kept = x
         if p.mode.dropout:
             kept = p.new(x.elems, p.mode.compute)
         elems: Elems = (self.weight.count, 0, 0)
         temps = _dequantized(elems, p.mode.compute)
         out = p.new((0, width, 0), p.mode.compute)
-        a, b = self.adapter_a, self.adapter_b
         grads = tuple(((w.count, 0, 0), w.itemsize) for w in (a, b))
         p.link(out, (x, a, b), ((x.elems, x.itemsize), *grads), saved=(kept,), temps=temps)
         return out

@@ -22,33 +22,35 @@ class LossCurve:
 
     forward: int
     backward: int
-    head: int  # the gradient of the logits, in fp32 and in 16 bit, beside the head's matmul
+    head: int  # the logits' gradient in the model's dtype, alive beside the head's matmuls
 
 
 # 2: 16-bit logits, 4: an fp32 copy. 4.48: logits + float + shifted copy + log-softmax; 4.45 dropped the first.
 # From 4.49: logits + float + log-softmax. Backward: log-softmax + its gradient + the logits' gradient in fp32.
 CURVES: dict[LossCopies, LossCurve] = {
-    "hf_4_49": LossCurve(10, 12, 6),
-    "hf_4_48": LossCurve(14, 12, 6),
-    "hf_4_45": LossCurve(12, 12, 6),
-    # 16-bit throughout: logits, shifted copy, log-softmax; the outputs stay alive through backward (measured: santacoder)
+    "hf_4_49": LossCurve(10, 12, 2),
+    "hf_4_48": LossCurve(14, 12, 2),
+    "hf_4_45": LossCurve(12, 12, 2),
+    # 16-bit throughout: logits, shifted copy, log-softmax; the outputs stay alive in backward (measured: santacoder)
     "in_model": LossCurve(6, 8, 4),
-    "trl": LossCurve(12, 12, 6),
-    "loop": LossCurve(10, 14, 8),
-    "torchtune": LossCurve(10, 12, 8),  # logits.float() replaces them and stays
-    "fused": LossCurve(8, 8, 6),
+    "trl": LossCurve(12, 12, 2),
+    "loop": LossCurve(10, 14, 4),
+    "torchtune": LossCurve(10, 12, 2),  # logits.float() replaces them and stays
+    "fused": LossCurve(8, 8, 2),
 }
 LITGPT_CHUNK_TOKENS = 128
 TORCHTUNE_CHUNKS = 8
-DPO_WITH_REFERENCE = LossCurve(18, 12, 6)
-DPO_ALONE = LossCurve(10, 12, 6)
+DPO_WITH_REFERENCE = LossCurve(18, 12, 2)
+DPO_ALONE = LossCurve(10, 12, 2)
 VALUE_ONLY = LossCurve(6, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossBytes:
-    """Bytes at the worst moments of the loss, beside the hidden states: ``forward``, ``backward``, then the ``head``'s
-    matmuls with the logits' gradient alive; ``kept`` are gradients that the fused linear loss makes in its forward pass.
+    """Bytes at the worst moments of the loss, beside the hidden states.
+
+    ``forward``, ``backward``, then the ``head``'s matmuls with the logits' gradient alive; ``kept`` are gradients that
+    the fused linear loss makes in its forward pass, ``temporary`` its casts.
     """
 
     forward: int
@@ -75,11 +77,11 @@ def loss_curve(setup: TrainingSetup, spec: ModelSpec, regime: Regime) -> LossCur
 
 
 def _fused(setup: TrainingSetup, spec: ModelSpec) -> LossCurve:
-    """An in-place kernel on the shifted logits, which transformers made fp32 first from 4.46 to 4.48 beside the 16-bit ones."""
+    """An in-place kernel on the shifted logits; transformers 4.46 to 4.48 kept the 16-bit ones beside their fp32 copy."""
     version = version_of(setup, "transformers")
     if version < (4, 49) and spec.model_type in LOSS_IN_MODEL:
         return LossCurve(4, 6, 4)
-    return LossCurve(10, 8, 6) if (4, 46) <= version < (4, 49) else CURVES["fused"]
+    return LossCurve(10, 8, 2) if (4, 46) <= version < (4, 49) else CURVES["fused"]
 
 
 def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: int, *, head_trained: bool) -> LossBytes:
@@ -91,7 +93,7 @@ def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: in
         return _chunked(setup, spec, regime, tokens, head_trained=head_trained)
     curve = loss_curve(setup, spec, regime)
     if regime.compute == "fp32":
-        curve = LossCurve(8 if curve.forward <= 10 else curve.forward, 12, 8)
+        curve = LossCurve(8 if curve.forward <= 10 else curve.forward, 12, 4)
     capped = 2 if spec.head_softcap else 0  # tanh keeps its output
     return LossBytes(
         forward=(curve.forward + capped) * vocab * tokens,
@@ -123,8 +125,9 @@ def _fused_linear(spec: ModelSpec, regime: Regime, tokens: int, *, head_trained:
 def _chunked(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: int, *, head_trained: bool) -> LossBytes:
     """Losses over pieces of the logits.
 
-    litgpt: the head runs in chunks of 128 tokens; Fabric makes all of them fp32 and each keeps its log-softmax, 8 bytes a
-    logit, and one chunk of every sequence is worked on. torchtune: 8 chunks kept in 16 bit, one of them made fp32 at a time.
+    litgpt: the head runs in chunks of 128 tokens; Fabric makes all of them fp32 and each keeps its log-softmax, 8 bytes
+    a logit, and one chunk of every sequence is worked on. torchtune: 8 chunks kept in 16 bit, one of them made fp32
+    at a time.
     """
     if setup.engine == "litgpt":
         chunk = min(LITGPT_CHUNK_TOKENS, setup.seq_len) * setup.micro_batch_size

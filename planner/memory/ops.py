@@ -20,9 +20,9 @@ FP32 = 4
 class Mode:
     """The part of a regime that a block's program depends on; hashable, so that curves can be cached.
 
-    ``compute``, ``base``, ``norm_weight``, ``stream``, ``adapter`` are item sizes in bytes. ``quantized`` is the form of
-    the frozen linear weights. ``targets`` are the roles of linear modules with adapters. ``gradients_stay``: trained weights keep
-    their gradient on this GPU (False where a sharding engine takes it away).
+    ``compute``, ``base``, ``norm_weight``, ``stream``, ``adapter`` are item sizes in bytes. ``quantized`` is the form
+    of the frozen linear weights. ``targets`` are the roles of linear modules with adapters. ``gradients_stay``: trained
+    weights keep their gradient on this GPU (False where a sharding engine takes it away).
     """
 
     stream: int
@@ -46,8 +46,7 @@ class Mode:
     trained_modules: frozenset[str] = frozenset()
     gradients_stay: bool = True
     residual_dropout: bool = False
-    qkv_view: bool = False  # litgpt: v is a view of the fused projection, which therefore stays whole
-    quantized_keeps_input: bool = False  # bitsandbytes until 0.41 (litgpt's): MatMul4Bit saved its input
+    litgpt: bool = False  # litgpt's own blocks: see BlockModule._fused_projection, LinearModule._packed, activate
 
 
 class Program(Tape):

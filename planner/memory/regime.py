@@ -1,9 +1,10 @@
 """Engine, version and setup -> which tensor is held in which dtype.
 
-Most published errors of memory estimates are errors of regime: the same words ("full fine-tuning in bf16") mean 16 bytes
-a parameter in LLaMA-Factory (fp32 weights under autocast) and 8 in a plain transformers 5 script (16-bit weights and states).
-Sources: LLaMA-Factory 0.9.5 model/adapter.py and loader.py; transformers trainer.py and modeling_utils.py; accelerate
-accelerator.py and utils/fsdp_utils.py; DeepSpeed runtime/bf16_optimizer.py; peft tuners/lora; measured dtypes of real runs.
+Most published errors of memory estimates are errors of regime: the same words ("full fine-tuning in bf16") mean 16
+bytes a parameter in LLaMA-Factory (fp32 weights under autocast) and 8 in a plain transformers 5 script (16-bit weights
+and states). Sources: LLaMA-Factory 0.9.5 model/adapter.py and loader.py; transformers trainer.py and modeling_utils.py;
+accelerate accelerator.py and utils/fsdp_utils.py; DeepSpeed runtime/bf16_optimizer.py; peft tuners/lora; measured
+dtypes of real runs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Regime:
     """What is held in which dtype while the step runs.
 
     ``frozen``/``trained`` dtype of weights as held, ``gradient`` of retained gradients, ``compute`` of matmuls,
-    ``autocast`` the dtype autocast brings them to, or None, ``norms`` of frozen norms (kbit preparation makes them fp32),
+    ``autocast`` the dtype autocast brings them to, or None, ``norms`` of frozen norms (kbit preparation: fp32),
     ``embedding`` and ``head`` of those weights where frozen, ``adapter`` of adapters, ``master`` whether fp32 master
     weights exist beside 16-bit ones (DeepSpeed), ``state`` of optimizer states, ``loss`` the path of logits and
     cross-entropy. ``kernels``: fused norm, rotation and product kernels (Liger, Unsloth or alike).
@@ -144,7 +145,7 @@ def _resolve(key: tuple[object, ...], keyed: _Keyed) -> Regime:
 
 
 def _quantized(setup: TrainingSetup, prequantized: object) -> Literal["dense", "nf4", "int8", "gptq"]:
-    """The form of the frozen linear weights; a checkpoint's own quantization wins (fp8 and mxfp4 are dequantized at load)."""
+    """The form of the frozen linear weights; a checkpoint's own wins (fp8 and mxfp4 are dequantized at load)."""
     if prequantized in ("gptq", "awq", "aqlm"):
         return "gptq"
     if setup.quantization_bit is None or not setup.is_adapter:
@@ -171,7 +172,7 @@ def _frozen_dtype(setup: TrainingSetup, stored: str, quantized: str, compute: Dt
 
 
 def _trained_dtype(setup: TrainingSetup, frozen: Dtype, sharded: str, compute: Dtype) -> Dtype:
-    """Weights of full and freeze: LLaMA-Factory casts them to fp32 unless pure_bf16, BAdam or DeepSpeed decide otherwise."""
+    """Weights of full and freeze: LLaMA-Factory casts them to fp32 unless pure_bf16, BAdam or DeepSpeed decide."""
     if setup.param_dtype is not None:
         return setup.param_dtype
     if sharded in DEEPSPEED:
@@ -184,7 +185,7 @@ def _trained_dtype(setup: TrainingSetup, frozen: Dtype, sharded: str, compute: D
 
 
 def _adapter_dtype(setup: TrainingSetup, sharded: str, quantized: str, compute: Dtype) -> Dtype:
-    """peft and LLaMA-Factory keep adapters in fp32; DeepSpeed casts them to its 16-bit dtype; litgpt and torchtune follow the base."""
+    """peft and LLaMA-Factory keep adapters in fp32, DeepSpeed in its 16-bit dtype; own loops follow the base."""
     if setup.adapter_dtype is not None:
         return setup.adapter_dtype
     if sharded in DEEPSPEED or setup.engine in OWN_LOOPS:
@@ -232,12 +233,12 @@ def _kbit_upcast(setup: TrainingSetup, quantized: str) -> str:
     return "all" if setup.engine == "trl" and (setup.parallelism or "none") not in FSDP | DEEPSPEED else "none"
 
 
-# Modeling files that computed the loss themselves, on 16-bit logits, until transformers 4.48 and later used the shared one.
+# Modeling files that computed the loss themselves, on 16-bit logits, until transformers 4.48.
 LOSS_IN_MODEL = frozenset({"gpt2", "gpt_bigcode", "bloom", "falcon", "opt", "codegen", "gpt_neo", "gpt_neox", "mpt"})
 
 
 def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
-    """The path of logits and cross-entropy; LLaMA-Factory switches fused linear cross-entropy off outside pt and sft."""
+    """The path of logits and cross-entropy; outside pt and sft LLaMA-Factory switches the fused linear one off."""
     if setup.loss == "fused_linear" or (setup.loss is None and setup.liger_kernel and setup.stage in ("pt", "sft")):
         return "fused_linear"
     if setup.loss == "chunked" or (setup.loss is None and setup.engine == "litgpt"):
@@ -257,7 +258,7 @@ def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
 
 
 def _reentrant(setup: TrainingSetup) -> bool:
-    """LLaMA-Factory and transformers 4 checkpoint reentrantly (not under FSDP2); transformers 5 and own loops do not."""
+    """LLaMA-Factory and transformers 4 checkpoint reentrantly (not under FSDP2), transformers 5 and own loops do not."""
     if setup.parallelism == "fsdp2" or setup.engine in OWN_LOOPS or setup.engine == "embedded":
         return False
     return setup.engine == "llamafactory" or version_of(setup, "transformers") < (5,)

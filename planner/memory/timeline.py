@@ -113,7 +113,7 @@ class Timeline:
         return below, casts
 
     def _narrow_start(self) -> int:
-        """The first checkpoint is the embedding's output: narrower where the stream widens behind it (never positive)."""
+        """The first checkpoint is the embedding's output: narrower where the stream widens behind it (0 or less)."""
         regime = self.step.regime
         if not self.stretches or not self.stretches[0].checkpointed or not self._kept_by(self.stretches[0]):
             return 0
@@ -149,16 +149,28 @@ class Timeline:
             temporaries=head_cast,
             gathered=gathered,
         )
-        self.at("backward", held + norm_out, logits=loss.head, gradients=gradients + self._head_gradient(),
-                temporaries=head_cast, gathered=gathered)  # fmt: skip
+        for logits, head in (
+            (loss.head, self._head_gradient(bytes_of(step.regime.compute))),
+            (0, self._widened_head()),
+        ):
+            self.at(
+                "backward", held + norm_out, logits=logits, gradients=gradients + head, temporaries=head_cast,
+                gathered=gathered,
+            )  # fmt: skip
 
-    def _head_gradient(self) -> int:
-        """The head's weight gradient as its matmul makes it, with its fp32 cast under autocast."""
-        step, regime = self.step, self.step.regime
-        if not step.parts.head_trained or regime.loss == "fused_linear":
+    def _head_gradient(self, itemsize: int) -> int:
+        """The head's weight gradient as its matmul makes it."""
+        step = self.step
+        if not step.parts.head_trained or step.regime.loss == "fused_linear":
             return 0
-        widened = 4 if regime.autocast else 0
-        return step.spec.vocab * step.spec.hidden * (bytes_of(regime.compute) + widened)
+        return step.spec.vocab * step.spec.hidden * itemsize
+
+    def _widened_head(self) -> int:
+        """Under autocast the head's 16-bit gradient is cast to the weight's fp32 while both exist."""
+        regime = self.step.regime
+        if regime.autocast is None or (self.step.setup.parallelism or "none") in FSDP:
+            return 0
+        return self._head_gradient(bytes_of(regime.compute) + bytes_of(regime.gradient))
 
     def _norm_mode(self) -> Mode:
         """The final norm trains with the whole model only; it belongs to no layer."""
@@ -249,16 +261,21 @@ class Stretch:
 
 def stretches_of(step: Step) -> tuple[Stretch, ...]:
     """All layers from bottom to top, cut where the treatment changes."""
-    return tuple(stretch for layer in step.parts.layers for stretch in _stretches(step, layer))
+    found = [stretch for layer in step.parts.layers for stretch in _stretches(step, layer)]
+    first = found[0]
+    if step.setup.is_adapter and not first.checkpointed and not step.parts.embedding_trained:
+        # a frozen embedding's output needs no gradient, so the first layer keeps less in front of its adapters
+        found[:1] = [Stretch(first.layer, 1, _curve_of(step, first.layer, False, leaf=True), False)]
+        if first.number > 1:
+            found.insert(1, replace(first, number=first.number - 1))
+    return tuple(found)
 
 
 def _stretches(step: Step, layer: Layer) -> list[Stretch]:
-    setup, regime, spec = step.setup, step.regime, step.spec
-    mode = block_mode(step, layer)
+    setup = step.setup
 
     def stretch(number: int, *, checkpointed: bool) -> Stretch:
-        curve = _curve(layer, mode, spec.model_type, spec.hidden, checkpointed, regime.reentrant)
-        return Stretch(layer, number, curve, checkpointed)
+        return Stretch(layer, number, _curve_of(step, layer, checkpointed), checkpointed)
 
     if layer.kind == "frozen":  # below everything trained there is no graph: forward only, nothing kept
         return [Stretch(layer, layer.count, _graphless(step, layer), True)]
@@ -275,16 +292,21 @@ def _stretches(step: Step, layer: Layer) -> list[Stretch]:
 
 def _graphless(step: Step, layer: Layer) -> BlockCurve:
     """The layer without a graph, as evaluation and frozen layers below everything trained run it."""
-    spec = step.spec
-    curve = _curve(layer, block_mode(step, layer), spec.model_type, spec.hidden, True, True)
-    return replace(curve, backward=(), weight_gradients=0)
+    return replace(_curve_of(step, layer, True), backward=(), weight_gradients=0)
+
+
+def _curve_of(step: Step, layer: Layer, checkpointed: bool, *, leaf: bool = False) -> BlockCurve:
+    mode, spec = block_mode(step, layer), step.spec
+    return _curve(layer, mode, spec.model_type, spec.hidden, checkpointed, step.regime.reentrant, leaf)
 
 
 @lru_cache(maxsize=4096)
-def _curve(layer: Layer, mode: Mode, model_type: str, hidden: int, checkpointed: bool, reentrant: bool) -> BlockCurve:
+def _curve(
+    layer: Layer, mode: Mode, model_type: str, hidden: int, checkpointed: bool, reentrant: bool, leaf: bool
+) -> BlockCurve:
     return block_curve(
         layer.block, layer.linears, mode, model_type=model_type, hidden=hidden,
-        checkpointed=checkpointed, reentrant=reentrant,
+        checkpointed=checkpointed, reentrant=reentrant, leaf=leaf,
     )  # fmt: skip
 
 
@@ -370,6 +392,5 @@ def _mode(
         fused=fused,
         gradients_stay=stay,
         residual_dropout=residual_dropout,
-        qkv_view=litgpt,
-        quantized_keeps_input=litgpt,
+        litgpt=litgpt,
     )

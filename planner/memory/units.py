@@ -20,7 +20,8 @@ class Parts:
     """Everything about parameters that the timeline needs.
 
     ``units``: "embedding", "block0".. one a run (count = layers of the run; a run may be cut in two where only its
-    last layers train), "head". ``tensors`` are the trained tensors grouped by shape. ``layers`` pairs each block unit with the block.
+    last layers train), "head". ``tensors`` are the trained tensors grouped by shape. ``layers`` says what each block
+    unit is.
     """
 
     units: tuple[Unit, ...]
@@ -39,7 +40,7 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A run of identical layers: ``trained`` whole, ``frozen`` below everything trained (no graph), or with adapters."""
+    """A run of identical layers: ``trained`` whole, ``frozen`` below all that trains (no graph), or with adapters."""
 
     name: str
     count: int
