@@ -74,7 +74,6 @@ def catalogue() -> Catalogue:
     return read_catalogue((rules_dir() / "models.toml").read_text(encoding="utf-8"))
 
 
-@lru_cache(maxsize=256)
 def resolve(name: str) -> ModelSpec:
     """The ModelSpec of a catalogue name, size such as ``7B``, folder, config.json, or locally cached hub model.
 
@@ -84,15 +83,21 @@ def resolve(name: str) -> ModelSpec:
     if not name.strip():
         raise InputError("model is empty; name one, such as 7B or Qwen2.5-7B")
     path = fetch.config_path(name)
-    if path is not None:
-        return _local(path, id=name)
+    if path is None:
+        spec = _named(name)
+        if spec is not None:
+            return spec
+        path = fetch.hub_cache_path(name)
+    if path is None:
+        raise _unknown(name)
+    seen = path.stat()
+    return _local(path, name, seen.st_mtime_ns, seen.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _named(name: str) -> ModelSpec | None:
     row = catalogue().by_name.get(name.lower())
-    if row is not None:
-        return from_row(row, name)
-    cached = fetch.hub_cache_path(name)
-    if cached is not None:
-        return _local(cached, id=name)
-    raise _unknown(name)
+    return None if row is None else from_row(row, name)
 
 
 def from_row(row: Row, name: str | None = None) -> ModelSpec:
@@ -119,14 +124,14 @@ def _full_id(row: Row, fields: dict[str, Any], name: str | None) -> str:
     return next((each for each in whole if wanted in (each.lower(), each.rpartition("/")[2].lower())), whole[0])
 
 
-def _local(path: Path, *, id: str) -> ModelSpec:
+@lru_cache(maxsize=64)
+def _local(path: Path, id: str, mtime_ns: int, size_bytes: int) -> ModelSpec:
+    """Cached by what the config file looks like, so that an edited one is read again."""
     config = fetch.read_config(path)
     spec = _interpret_or_count(config, id, path)
     stored = fetch.stored_weights(path.parent)
     spec = replace(spec, local_path=str(path.parent))
-    if stored is None:
-        return spec
-    return _with_stored(spec, stored)
+    return spec if stored is None else _with_stored(spec, stored)
 
 
 def _interpret_or_count(config: dict[str, Any], id: str, path: Path) -> ModelSpec:

@@ -43,7 +43,7 @@ def test_a_misspelt_key_is_offered():
 
 @pytest.mark.parametrize("value", [-1, 0.5, "4096", True, [4096]])
 def test_an_impossible_width_is_named_with_its_value(value):
-    with pytest.raises(InputError, match="hidden_size is .*; it must be a positive whole number"):
+    with pytest.raises(InputError, match=r"hidden_size is .*; it must be a positive whole number"):
         interpret({**LLAMA3, "hidden_size": value})
 
 
@@ -91,7 +91,10 @@ def test_gemma2_alternates_windows_and_caps_its_scores():
 def test_qwen_slides_only_when_told_to():
     config = {**LLAMA3, "model_type": "qwen2", "sliding_window": 4096, "max_window_layers": 30}
     assert len(interpret(config).runs) == 1
-    windows = [(run.count, run.block.attention.sliding_window) for run in interpret({**config, "use_sliding_window": True}).runs]
+    windows = [
+        (run.count, run.block.attention.sliding_window)
+        for run in interpret({**config, "use_sliding_window": True}).runs
+    ]
     assert windows == [(30, None), (2, 4096)]
 
 
@@ -157,7 +160,13 @@ def test_every_wrapper_has_a_text_family():
 
 
 def test_falcons_three_shapes():
-    base = {"model_type": "falcon", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 99}
+    base = {
+        "model_type": "falcon",
+        "hidden_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "vocab_size": 99,
+    }
     old = interpret(base).runs[0].block
     assert (old.attention.kv_heads, old.norms, old.parallel) == (1, 1, True)
     new = interpret({**base, "new_decoder_architecture": True, "num_kv_heads": 4}).runs[0].block

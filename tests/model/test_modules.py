@@ -90,7 +90,9 @@ def test_a_dotted_target_names_one_of_two_modules_of_a_name():
 
 def test_an_unknown_target_is_refused_with_the_names_there_are():
     spec = resolve("Qwen2.5-7B")
-    with pytest.raises(InputError, match=r"lora_target 'qproj' is no module .* did you mean q_proj\? It has q_proj, k_proj"):
+    with pytest.raises(
+        InputError, match=r"lora_target 'qproj' is no module .* did you mean q_proj\? It has q_proj, k_proj"
+    ):
         lora_parameters(spec, 8, ("v_proj", "qproj"))
 
 
