@@ -245,6 +245,7 @@ def _fsdp_qlora(row: Row) -> Setup:
     """The fsdp_qlora script: a plain loop, pure bf16, reentrant checkpoints, no LoRA on o_proj, rank 64 by default."""
     setup: Setup = {
         "engine": "fsdp_qlora",
+        "versions": {"transformers": "4.38"},
         "optim": "adamw_torch",
         "attention": "sdpa",
         "param_dtype": "bf16",
@@ -261,8 +262,11 @@ def _fsdp_qlora(row: Row) -> Setup:
 
 
 def _peft_docs(row: Row) -> Setup:
+    """TRL's SFTTrainer under accelerate, in March 2024; the example loads the model in bf16."""
     setup: Setup = {
         "engine": "trl",
+        "versions": {"transformers": "4.39"},
+        "param_dtype": "bf16",
         "optim": "adamw_torch",
         "attention": "flash_attention_2",
         "packing": True,

@@ -31,7 +31,7 @@ WORKSPACE_BYTES_HOPPER = 32 * MIB
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overheads:
-    """Bytes on one GPU beyond the live tensors. ``interval`` bounds allocated, reserved and device bytes."""
+    """Bytes on one GPU beyond the live tensors, and (low, high) bounds of the three meters at the asked coverage."""
 
     context_bytes: int
     nccl_bytes: int
@@ -39,17 +39,16 @@ class Overheads:
     device_bytes: int
     required_bytes: int
     allocated_interval: tuple[int, int]
-    spread: float  # relative half width of what the cache adds
+    reserved_interval: tuple[int, int]
+    device_interval: tuple[int, int]
 
     def interval(self) -> dict[str, tuple[int, int]]:
         """Low and high bounds by meter, as the contract names them."""
-        low, high = self.allocated_interval
-        outside = self.device_bytes - self.reserved_bytes
-        cache = self.reserved_bytes - (low + high) // 2 if self.reserved_bytes > high else 0
-        least, most = int(cache * (1 - self.spread)), int(cache * (1 + self.spread))
-        reserved = (min(low + least, self.reserved_bytes), max(high + most, self.reserved_bytes))
-        device = (reserved[0] + outside // 2, reserved[1] + outside + outside // 2)
-        return {"allocated_bytes": (low, high), "reserved_bytes": reserved, "device_bytes": device}
+        return {
+            "allocated_bytes": self.allocated_interval,
+            "reserved_bytes": self.reserved_interval,
+            "device_bytes": self.device_interval,
+        }
 
 
 @lru_cache(maxsize=1)
@@ -200,15 +199,22 @@ def overheads(
     if expandable:
         reserved = allocated_bytes + int((reserved - allocated_bytes) * cache["expandable"])
     below, above = margins(trust_class(setup, spec, machine.world_size), coverage)
+    low, high = int(allocated_bytes * (1 - below)), int(allocated_bytes * (1 + above))
     active = allocated_bytes if active_bytes is None else active_bytes
     lost = fragmented_share(_fragmentation_kind(setup), coverage, expandable) * max(active - static_bytes, 0)
-    upper = int(allocated_bytes * (1 + above))
+    kept = reserved - allocated_bytes
+    spread = cache["spread_packed" if setup.packing else "spread_varied"]
+    reserved_interval = (low + int(kept * (1 - cache["spread_low"])), high + int(kept * (1 + spread)))
     return Overheads(
         context_bytes=context,
         nccl_bytes=nccl,
         reserved_bytes=reserved,
         device_bytes=reserved + context + nccl,
-        required_bytes=max(upper, int(active * (1 + above) + lost)) + context + nccl,
-        allocated_interval=(int(allocated_bytes * (1 - below)), upper),
-        spread=float(cache["spread"]),
+        required_bytes=max(high, int(active * (1 + above) + lost)) + context + nccl,
+        allocated_interval=(low, high),
+        reserved_interval=reserved_interval,
+        device_interval=(
+            reserved_interval[0] + int(rules()["context"]["low_mib"]) * MIB + nccl // 2,
+            reserved_interval[1] + int(rules()["context"]["high_mib"]) * MIB + nccl * 2,
+        ),
     )
