@@ -23,6 +23,7 @@ $(VENV)/.core: pyproject.toml
 	  || { echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -e .
+	$(VENV)/bin/python -m compileall -q planner
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core

@@ -173,6 +173,11 @@ def _parameter(flag: Flag, *, hidden: bool) -> inspect.Parameter:
     )
 
 
+def every(values: Mapping[str, Any], flags: Sequence[Flag]) -> dict[str, Any]:
+    """A value for each flag: what stands on the command line, else None."""
+    return {flag.name: values.get(flag.name) for flag in flags}
+
+
 def given(values: Mapping[str, Any], flags: Sequence[Flag]) -> dict[str, Any]:
     """The values that were given, of these flags only."""
     return {flag.name: values[flag.name] for flag in flags if values.get(flag.name) is not None}

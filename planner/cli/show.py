@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from planner.cli.bars import stacked_bar
-from planner.cli.show_estimate import VERDICTS, machine_line, verdict_line
+from planner.cli.show_estimate import machine_line, verdict_line
 from planner.cli.tables import notes, plain_table
 from planner.units import gib, show_count, show_gib
 
@@ -30,11 +31,10 @@ def plan_screen(plan: Plan, written: Written | None = None) -> RenderableType:
         job_line(plan),
         Text(machine_line(plan.machine), style="dim"),
         Text(),
-        ladder_table(plan.ladder),
+        ladder_table(plan),
         Text(),
         configuration_table(plan),
         Text(),
-        *_alternatives(plan),
         *(_closeup(shown, is_chosen=plan.chosen is not None) if shown else ()),
         *notes("why", plan.reasons, style="bold"),
         *notes("try", plan.remedies, style="bold"),
@@ -49,42 +49,69 @@ def job_line(plan: Plan) -> Text:
     from rich.text import Text
 
     request, spec = plan.request, plan.model
-    shape = f"{request.seq_len} tokens, {request.global_batch} sequences a step, {request.engine}"
-    return Text.assemble((spec.id, "bold"), f"  {show_count(spec.parameters)} parameters, {request.stage}, {shape}")
+    engine = "" if request.engine == "llamafactory" else f", {request.engine}"
+    shape = f"{request.seq_len} tokens, {request.global_batch} sequences a step{engine}"
+    return Text.assemble((spec.id, "bold"), f"  {show_count(spec.parameters)}, {request.stage}, {shape}")
 
 
-def ladder_table(ladder: tuple[RungReport, ...]) -> Table:
-    """Every rung of the walk: applied or why not, what it changes in GiB, what it costs in time."""
+TIER_NAMES = {0: "free", 1: "light", 2: "sharding", 3: "method", 4: "slow", 5: "data"}
+_ON_REQUEST = "on request only"
+
+
+def ladder_table(plan: Plan) -> Table:
+    """Every rung of the walk: taken or why not, what it changes in GiB, what it costs in time."""
     from rich.text import Text
 
     table = plain_table("The ladder, least intrusive first")
     table.add_column("", width=1)
-    table.add_column("tier", justify="right")
     table.add_column("rung", overflow="fold")
     table.add_column("GiB a GPU", justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold", ratio=1)
-    for rung in ladder:
-        mark = Text("✓", style="green") if rung.applied else Text("–", style="dim")
-        style = "" if rung.applied else "dim"
-        table.add_row(
-            mark, str(rung.tier), rung.id, _before_after(rung), _times(rung.slowdown), rung.reason, style=style
-        )
+    table.add_column("", overflow="fold", ratio=1)
+    tier = None
+    for rung in plan.ladder:
+        if rung.tier != tier:
+            tier = rung.tier
+            table.add_row("", Text(TIER_NAMES.get(tier, f"tier {tier}"), style="italic"))
+        cells = _rung_cells(rung, plan.machine.smallest.capacity_bytes)
+        table.add_row(*cells, style="" if rung.applied else "dim")
+    table.caption = "✓ taken   ? only with --allow   time: of a token, against without the rung"
+    table.caption_justify, table.caption_style = "left", "dim"
     return table
+
+
+def _rung_cells(rung: RungReport, capacity_bytes: int) -> list[RenderableType]:
+    from rich.text import Text
+
+    asks = rung.reason.startswith(_ON_REQUEST)
+    mark = Text("✓", style="green") if rung.applied else Text("?" if asks else "–")
+    words = _on_request(rung, capacity_bytes) if asks else _short(rung)
+    return [mark, rung.id, _before_after(rung), _times(rung.slowdown), words]
+
+
+def _short(rung: RungReport) -> str:
+    """An applied rung's first clause (`plan rungs ID` tells the rest), or why it was passed over."""
+    return re.split(r"[,;:] ", rung.reason, maxsplit=1)[0] if rung.applied else rung.reason
+
+
+def _on_request(rung: RungReport, capacity_bytes: int) -> str:
+    """What speaks against a rung that is taken only when asked for: a rule, its size, or its risk."""
+    rule = rung.reason.partition("; ")[2]
+    if rule or rung.after_bytes is None:
+        return rule
+    return "does not fit" if rung.after_bytes > capacity_bytes else f"risk {rung.quality_risk}"
 
 
 def _before_after(rung: RungReport) -> str:
     if rung.after_bytes is None:
         return ""
-    if rung.before_bytes is None:
+    if rung.before_bytes is None or rung.before_bytes == rung.after_bytes:
         return f"{gib(rung.after_bytes):.1f}"
     return f"{gib(rung.before_bytes):.1f} → {gib(rung.after_bytes):.1f}"
 
 
 def _times(slowdown: float | None) -> str:
-    if slowdown is None:
-        return ""
-    return f"×{slowdown:.2f}"
+    return "" if slowdown is None else f"×{slowdown:.2f}"
 
 
 def configuration_table(plan: Plan) -> Table:
@@ -152,30 +179,6 @@ def _remark(row: Configuration) -> str:
     if row.estimate.verdict == "does_not_fit":
         return "does not fit"
     return "safe" if row.safe else "not safe"
-
-
-def _alternatives(plan: Plan) -> list[RenderableType]:
-    """Unusual ways, priced and never chosen unasked."""
-    if not plan.alternatives:
-        return []
-    from rich.text import Text
-
-    table = plain_table("Only when asked for")
-    table.add_column("method")
-    table.add_column("needs GiB", justify="right")
-    table.add_column("verdict")
-    table.add_column("tokens/s", justify="right")
-    table.add_column("how, and at what price", overflow="fold", ratio=1)
-    for row in plan.alternatives:
-        word = VERDICTS[row.estimate.verdict][0] if row.estimate.verdict else ""
-        table.add_row(
-            f"{row.setup.method}{_detail(row) if row.method_class != 'other' else ''}",
-            f"{gib(row.estimate.required_bytes):.1f}",
-            word,
-            _tokens(row),
-            row.reason,
-        )
-    return [table, Text()]
 
 
 def _closeup(row: Configuration, *, is_chosen: bool) -> list[RenderableType]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from planner.cli.flags import ESTIMATE_FLAGS, given, with_flags
+from planner.cli.flags import ESTIMATE_FLAGS, every, given, with_flags
 from planner.cli.io import bug_of_ours, debugging
 from planner.errors import (
     EXIT_BAD_INPUT,
@@ -40,7 +40,7 @@ def _estimate(ctx: typer.Context, **values: Any) -> int:
     With --from FILE.jsonl each line is one setup and the other flags are defaults for all of them; the exit code is
     the worst of the rows: 2 a bad row, then 1 does not fit, 5 uncertain, 0 fits.
     """
-    values["from"] = values.pop("from_", None)
+    values = every(values, ESTIMATE_FLAGS) | {"from": values.get("from_")}
     stated = given(values, [flag for flag in ESTIMATE_FLAGS if flag.name not in _NOT_SETUP])
     desk = Desk(ram=values["ram"], machine_file=values["machine"])
     if values["from"]:

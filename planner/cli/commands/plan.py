@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from planner.cli.flags import PLAN_FLAGS, SETUP_FLAGS, comma_list, given, with_flags
+from planner.cli.flags import PLAN_FLAGS, SETUP_FLAGS, comma_list, every, given, with_flags
 from planner.errors import EXIT_DOES_NOT_FIT, EXIT_FITS, EXIT_UNCERTAIN, InputError, unknown_choice
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def _plan(ctx: typer.Context, **values: Any) -> int:
 
     Exit codes: 0 a plan fits, 1 none does, 2 bad input, 3 a bug of ours, 5 uncertain, 130 interrupted.
     """
+    values = every(values, PLAN_FLAGS)
     if ctx.invoked_subcommand:
         _refuse_leading_flags(ctx.invoked_subcommand, given(values, PLAN_FLAGS))
         return EXIT_FITS
