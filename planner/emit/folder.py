@@ -9,7 +9,7 @@ from planner.emit.dataset import DEMO, DataSource, data_source
 from planner.emit.readme import readme
 from planner.emit.render import comment, launcher_values, render, shell_variable
 from planner.emit.surroundings import anchored, emit_context
-from planner.errors import NothingFitsError, unknown_choice
+from planner.errors import NothingFitsError, UnsupportedError
 from planner.plan.plan import Configuration, Plan
 from planner.plan.serialize import plan_to_dict
 from planner.targets import TARGETS
@@ -29,7 +29,9 @@ def plan_files(plan: Plan) -> dict[str, str]:
     if plan.chosen is None:
         raise NothingFitsError("nothing fits, so there is nothing to write")
     if plan.chosen.setup.engine not in TARGETS:
-        raise unknown_choice(plan.chosen.setup.engine, "files for --engine", TARGETS)
+        raise UnsupportedError(
+            f"no files are written for engine {plan.chosen.setup.engine}; engines with files: {', '.join(TARGETS)}"
+        )
     target = TARGETS[plan.chosen.setup.engine]
     data = data_source(plan.request.data, plan.chosen.setup.stage)
     context = emit_context(plan, plan.chosen.setup, data)

@@ -72,12 +72,14 @@ def test_the_other_launchers_start_the_same_files(engine: Engine, tiny_model: Pa
     script = (folder / "launch.sh").read_text()
     commands = {line.split()[1]: line[1:].strip() for line in script.splitlines() if "llamafactory.launcher" in line}
     assert set(commands) == {"accelerate", "torchrun", "deepspeed"}
-    for name in ("accelerate", "torchrun"):
+    for name in commands:
         overrides = [f"model_name_or_path={tiny_model}", *ON_CPU, f"output_dir={name}"]
         words = [*shlex.split(commands[name]), *overrides]
         if name == "accelerate":  # MULTI_GPU asks for GPUs before anything starts
             words = [word for word in words if word not in ("--config_file", "accelerate.yaml")]
             words[2:2] = ["--cpu", "--num_processes", "2"]
+        if name == "deepspeed":  # the GPUs of CUDA_VISIBLE_DEVICES, of which there are none here
+            words[1:1] = ["--num_gpus", "2"]
         done = engine.run(*words, cwd=folder, seconds=240)
         assert done.returncode == 0, name + done.stdout[-3000:] + done.stderr[-3000:]
         assert (folder / name / "train_results.json").exists()
