@@ -67,7 +67,8 @@ def statement(row: Row) -> Setup:
     """The setup of one row. Raises NotStatableError with the reason."""
     for beginning, state in STATERS.items():
         if row["id"].removeprefix("limit-").removeprefix("more-").startswith(beginning):
-            return {name: value for name, value in {**_common(row), **state(row)}.items() if value is not None}
+            own = state(row)
+            return {name: value for name, value in {**_common(row), **own}.items() if value is not None}
     raise NotStatableError(f"no reading is written for the source {row['source']!r}")
 
 
