@@ -18,6 +18,7 @@ from planner.memory.regime import Regime, resolve_regime
 from planner.memory.remarks import assumptions_of, warnings_of
 from planner.memory.result import COVERAGE, PARTS, Breakdown, Estimate, Phase, Price, judge
 from planner.memory.sharding import kept_per_layer_bytes_per_token, lay_out
+from planner.memory.split import split
 from planner.memory.timeline import ORDER, Step, Timeline
 from planner.memory.units import Parts, build_parts
 from planner.model.spec import ModelSpec
@@ -118,13 +119,16 @@ def with_parallelism(setup: TrainingSetup, machine: Machine) -> TrainingSetup:
 
 def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE) -> Worked:
     setup = with_parallelism(setup, machine)
-    ranks = max(machine.world_size, 1)
     regime = resolve_regime(setup, spec, has_bf16=_has_bf16(machine))
+    whole = build_parts(setup, spec, regime)
+    share = split(setup, spec, max(machine.world_size, 1))
+    ranks, spec, setup = share.ranks, share.spec, share.setup
     parts = build_parts(setup, spec, regime)
     cost = optimizer_cost(setup, regime, parts.tensors)
     layout = lay_out(setup, regime, parts.units, cost, ranks, max(machine.gpus_per_node, 1), spec.hidden)
     step = Step(
         setup=setup, spec=spec, regime=regime, parts=parts, layout=layout, workspace_bytes=workspace_bytes(machine),
+        in_flight=share.in_flight, has_flash=_has_flash(machine),
         extra_weights=extra_model_bytes(setup, spec, regime, ranks),
         kept_per_layer_token=kept_per_layer_bytes_per_token(setup, regime, spec.hidden),
     )  # fmt: skip
@@ -133,7 +137,7 @@ def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
     peak = max(totals, key=lambda phase: totals[phase])
     host = host_bytes(setup, regime, parts.units, ranks, max(machine.gpus_per_node, 1))
     return Worked(
-        setup=setup, regime=regime, parts=parts, timeline=timeline, peak=peak, allocated_bytes=totals[peak],
+        setup=setup, regime=regime, parts=whole, timeline=timeline, peak=peak, allocated_bytes=totals[peak],
         overheads=_overheads(timeline, machine, totals[peak], coverage), host=host,
     )  # fmt: skip
 
@@ -152,6 +156,12 @@ def _overheads(timeline: Timeline, machine: Machine, allocated: int, coverage: f
         gathered_bytes=gathered, loss_phase_bytes=timeline.totals["loss"], apart_bytes=apart, coverage=coverage,
         static_bytes=static, active_bytes=max(timeline.totals[phase] for phase in ("forward", "loss", "backward")),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=512)
+def _has_flash(machine: Machine) -> bool:
+    """Flash attention kernels need compute capability 8.0; unknown cards are assumed to have it."""
+    return all(gpu.compute_capability is None or gpu.compute_capability >= (8, 0) for gpu in machine.gpus)
 
 
 @lru_cache(maxsize=512)

@@ -126,7 +126,7 @@ class LinearModule:
         return p.cast(p.add(p.add(result, based), delta), kept)
 
     def _fused_adapter(self, p: Program, x: Tensor, width: int, a: Param, b: Param) -> Tensor:
-        """Fused LoRA on a quantized weight: keeps x itself, or its dropped copy without a mask; A(x) is made again."""
+        """Fused LoRA on a quantized weight: keeps x, and with dropout its dropped copy (no mask); A(x) is made again."""
         kept = x
         if p.mode.dropout:
             kept = p.new(x.elems, p.mode.compute)
@@ -134,7 +134,7 @@ class LinearModule:
         temps = _dequantized(elems, p.mode.compute)
         out = p.new((0, width, 0), p.mode.compute)
         grads = tuple(((w.count, 0, 0), w.itemsize) for w in (a, b))
-        p.link(out, (x, a, b), ((x.elems, x.itemsize), *grads), saved=(kept,), temps=temps)
+        p.link(out, (x, a, b), ((x.elems, x.itemsize), *grads), saved=(x, kept), temps=temps)
         return out
 
 

@@ -77,7 +77,7 @@ def loss_curve(setup: TrainingSetup, spec: ModelSpec, regime: Regime) -> LossCur
 
 
 def _fused(setup: TrainingSetup, spec: ModelSpec) -> LossCurve:
-    """An in-place kernel on the shifted logits; transformers 4.46 to 4.48 kept the 16-bit ones beside their fp32 copy."""
+    """An in-place kernel on the shifted logits; transformers 4.46 to 4.48 kept the 16-bit ones beside the fp32 copy."""
     version = version_of(setup, "transformers")
     if version < (4, 49) and spec.model_type in LOSS_IN_MODEL:
         return LossCurve(4, 6, 4)

@@ -258,7 +258,7 @@ def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
 
 
 def _reentrant(setup: TrainingSetup) -> bool:
-    """LLaMA-Factory and transformers 4 checkpoint reentrantly (not under FSDP2), transformers 5 and own loops do not."""
+    """LLaMA-Factory and transformers 4 checkpoint reentrantly (not under FSDP2); transformers 5, own loops do not."""
     if setup.parallelism == "fsdp2" or setup.engine in OWN_LOOPS or setup.engine == "embedded":
         return False
     return setup.engine == "llamafactory" or version_of(setup, "transformers") < (5,)

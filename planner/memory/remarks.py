@@ -40,5 +40,5 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
         said.append(f"stage {setup.stage} is priced from its source code; no published peak was available to test it")
     for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"):
         if getattr(setup, name) > 1:
-            said.append(f"{name} is not priced yet: the estimate is that of data parallelism alone")
+            said.append(f"{name} is priced by dividing the model; no published peak was available to test it")
     return tuple(dict.fromkeys(said))

@@ -12,7 +12,7 @@ from planner.memory.curves import BlockCurve, block_curve, final_norm
 from planner.memory.layout import Layout
 from planner.memory.loss import loss_bytes
 from planner.memory.ops import Mode
-from planner.memory.regime import DEEPSPEED, FSDP, Regime, bytes_of
+from planner.memory.regime import DEEPSPEED, FSDP, Regime, bytes_of, version_of
 from planner.memory.result import Phase
 from planner.memory.tape import Moment
 from planner.memory.units import Layer, Parts
@@ -35,6 +35,8 @@ class Step:
     layout: Layout
     workspace_bytes: int
     extra_weights: int = 0  # reference and reward models
+    in_flight: int = 1  # micro batches whose activations are kept at once (pipeline stages)
+    has_flash: bool = True  # the GPUs run flash attention kernels (compute capability 8.0)
     kept_per_layer_token: int = 0  # FSDP1 with frozen layers under reentrant checkpointing
 
 
@@ -58,7 +60,8 @@ class Timeline:
         self.totals: dict[Phase, int] = {}
         layout = step.layout
         self.weights = layout.weights + step.extra_weights
-        self.inputs = INPUT_BYTES_PER_TOKEN * self.tokens
+        kept = sum(stretch.number * self._kept_by(stretch) for stretch in self.stretches)
+        self.inputs = INPUT_BYTES_PER_TOKEN * self.tokens + (step.in_flight - 1) * kept
 
     def at(
         self, phase: Phase, activations: int, *, gradients: int = 0, logits: int = 0, temporaries: int = 0,
@@ -87,6 +90,7 @@ class Timeline:
         self._backward(below)
         self._optimizer()
         self._evaluate()
+        self._save()
         return self
 
     # -- phases ---------------------------------------------------------------------------------------
@@ -175,7 +179,7 @@ class Timeline:
     def _norm_mode(self) -> Mode:
         """The final norm trains with the whole model only; it belongs to no layer."""
         step = self.step
-        trained = not step.setup.is_adapter and step.setup.method != "freeze"
+        trained = not step.setup.is_adapter and step.setup.method not in ("freeze", "badam")
         return _mode(
             step.regime, frozenset(), frozenset(), trained, 0, False, False, "flash",
             step.setup.liger_kernel, _fused_kernels(step.setup), True, False,
@@ -230,6 +234,10 @@ class Timeline:
             counts = {unit.name: unit.count for unit in self.step.parts.units}
             gradients = layout.gradients_carried + sum(counts[n] * size for n, size in layout.gradients.items())
         self.at("optimizer", 0, gradients=gradients, temporaries=layout.step_temporaries)
+
+    def _save(self) -> None:
+        """A checkpoint is written from the shards; sharding engines gather one unit at a time for it."""
+        self.at("save", 0, gathered=self.step.layout.gathered_forward)
 
     def _evaluate(self) -> None:
         """Evaluation keeps nothing for backward; logits are materialised (Liger's fused loss only trains)."""
@@ -335,7 +343,7 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         setup.lora_rank if adapted else 0,
         adapted and setup.lora_dropout > 0,
         adapted and setup.method == "dora",
-        _kernel(setup, step.spec),
+        _kernel(setup, step.spec, layer, has_flash=step.has_flash),
         setup.liger_kernel or setup.torch_compile,
         _fused_kernels(setup),
         parallelism not in FSDP | DEEPSPEED and not setup.optimizer_in_backward,
@@ -356,14 +364,18 @@ def _fused_kernels(setup: TrainingSetup) -> bool:
     return setup.unsloth or (setup.loss == "fused" and not setup.liger_kernel)
 
 
-def _kernel(setup: TrainingSetup, spec: ModelSpec) -> str:
+def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: bool) -> str:
+    """The kernel that runs, which is not always the one asked for."""
     if setup.attention == "eager":
         return "eager"
     if setup.attention == "flash_attention_2":
         return "flash"
     if any(run.block.attention.softcap or run.block.attention.sinks for run in spec.runs):
         return "eager"  # SDPA has neither soft-capping nor sinks; transformers takes the eager path
-    return "efficient" if setup.padded else "sdpa"
+    attention = layer.block.attention
+    if not has_flash and attention.kv_heads != attention.heads and version_of(setup, "transformers") >= (4, 48):
+        return "eager"  # grouped heads without flash kernels: SDPA falls back to its S x S math path
+    return "efficient" if setup.padded or not has_flash else "sdpa"
 
 
 @lru_cache(maxsize=1024)

@@ -89,7 +89,7 @@ class _Builder:
         """Units from bottom to top."""
         spec = self.spec
         embedding_name, head_name = embedding_and_head(spec)
-        whole = self.method in ("full", "galore", "apollo", "badam")
+        whole = self.method in ("full", "galore", "apollo")
         embedding = self._outer("embedding", whole, embedding_name in self.additional)
         layers, blocks = self._blocks()
         head = self._head(whole, head_name in self.additional)
@@ -195,6 +195,9 @@ class _Builder:
         """Freeze trains the last layers only: a run is cut where they begin; ``above`` layers follow it."""
         if self.adapters:
             return [(number, "adapted")]
+        if self.method == "badam":  # one block at a time trains; the lowest is the worst, all others are in its graph
+            first = 1 if number + above == self.spec.layers else 0
+            return [(n, kind) for n, kind in ((first, "trained"), (number - first, "adapted")) if n]  # type: ignore[misc]
         if self.method != "freeze":
             return [(number, "trained")]
         trained = max(0, min(number, self.freeze_layers - above))
@@ -227,7 +230,7 @@ class _Builder:
             trained, frozen, frozen_bytes = self._adapted(layer, small)
         experts = sum(lin.parameters for lin in layer.linears if lin.role.startswith("expert_"))
         largest = max((lin.parameters // lin.copies for lin in layer.linears), default=0)
-        if layer.kind != "trained":
+        if layer.kind != "trained" and self.adapters:
             largest = max((self.rank * max(lin.inputs, lin.outputs) for lin in layer.linears), default=0)
         return Unit(
             name=layer.name, count=layer.count, frozen=frozen, frozen_bytes=frozen_bytes, trained=trained,
