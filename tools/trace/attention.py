@@ -27,8 +27,8 @@ def scaled_dot_product_attention(
     one_width = query.shape[-1] == key.shape[-1] == value.shape[-1] <= 256
     if attn_mask is None and query.dtype in FLASH_DTYPES and one_width:
         return flash(query, key, value, dropout_p, is_causal, scale)
-    if enable_gqa:
-        raise NotImplementedError("grouped heads need the flash kernel or the mathematical path")
+    if enable_gqa and query.shape[1] != key.shape[1]:  # the memory-efficient kernel knows no grouped heads
+        return _mathematical(query, key, value, attn_mask, dropout_p, is_causal, scale)
     return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
 
 
@@ -44,6 +44,21 @@ def flash(
         query, key, value, dropout, causal, False, scale=scale
     )[0]
     return out[..., :width] if width % 8 else out
+
+
+def _mathematical(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    out: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, mask, dropout, causal, None, scale=scale, enable_gqa=True
+    )[0]
+    return out
 
 
 def _efficient(

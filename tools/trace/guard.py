@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -26,6 +27,8 @@ def install() -> None:
         ctypes.CDLL(str(torch_dir / "lib" / name), mode=ctypes.RTLD_GLOBAL)
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     _claim_cuda_kernels()
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        importlib.import_module("bitsandbytes")  # asked before there is a device, it looks for no CUDA library
     _answer_for_cuda()
 
 
@@ -84,6 +87,7 @@ def _answer_for_cuda() -> None:
     torch.cuda.is_bf16_supported = lambda *_, **__: True
     torch.cuda.get_device_properties = lambda *_: Properties
     torch.cuda.get_device_capability = lambda *_: (8, 0)
+    torch.cuda._exchange_device = torch.cuda._maybe_exchange_device = lambda *_: 0
     torch.cuda.synchronize = lambda *_: None
     torch.cuda._lazy_init = lambda: None
     # torch.tensor(1, device="cuda") is made on the host and faked there, as on any build without CUDA.

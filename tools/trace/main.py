@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import multiprocessing
 import sys
 import time
 import warnings
@@ -15,6 +16,7 @@ import guard
 
 guard.install()
 
+import peft  # noqa: E402, F401 - imported once, inherited by every row's process
 import report  # noqa: E402 - torch may only be imported behind the guard
 from setups import Setup, read_setup  # noqa: E402
 from step import trace  # noqa: E402
@@ -27,10 +29,17 @@ def main() -> int:
     parser.add_argument("--timeline", type=Path, help="a folder: one text per setup, operation by operation")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    for line in options.source.read_text().splitlines():
-        if line.strip():
-            _one(json.loads(line), options.out, options.timeline)
+    rows = [json.loads(line) for line in options.source.read_text().splitlines() if line.strip()]
+    for row in rows:
+        _apart(row, options.out, options.timeline)
     return 0
+
+
+def _apart(row: dict[str, Any], out: Path | None, folder: Path | None) -> None:
+    """Every row in a process of its own: kernels patched for one model must not reach the next."""
+    child = multiprocessing.get_context("fork").Process(target=_one, args=(row, out, folder))
+    child.start()
+    child.join()
 
 
 def _one(row: dict[str, Any], out: Path | None, folder: Path | None) -> None:

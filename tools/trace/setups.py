@@ -14,6 +14,7 @@ class Setup:
 
     config: dict[str, Any]
     name: str = ""
+    stage: str = "sft"
     method: str = "full"
     lora_rank: int = 8
     lora_target: str | tuple[str, ...] = "all"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from functools import partial
 from typing import Any
 
 import attention
@@ -11,6 +12,7 @@ import torch
 from build import CUDA, blocks_of, build
 from ledger import Ledger
 from losses import install_loss
+from preference import dpo_loss
 from setups import DTYPES, Setup
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tracker import Tracker, watch_modules
@@ -30,20 +32,28 @@ def trace(setup: Setup) -> tuple[Ledger, torch.nn.Module]:
         with mode:
             model = build(setup)
             install_loss(model, setup)
-            batch = _batch(setup, model)
+            reference = build(setup).eval().requires_grad_(False) if _needs_reference(setup) else None
+            batch = _batch(setup)
         _note_resident(tracker, model, batch)
+        if reference is not None:
+            _note_resident(tracker, reference, {})
         watch_modules(tracker, model, blocks_of(model))
         optimizer = _optimizer(model, setup)
         with torch.autograd.set_multithreading_enabled(False):
             for number in range(STEPS):
-                _step(setup, model, optimizer, batch, tracker, mode, number)
+                _step(setup, model, reference, optimizer, batch, tracker, mode, number)
     finally:
         gc.enable()
     return ledger, model
 
 
-def _batch(setup: Setup, model: Any) -> dict[str, torch.Tensor]:
-    shape = (setup.micro_batch_size, setup.seq_len)
+def _needs_reference(setup: Setup) -> bool:
+    return setup.stage == "dpo" and setup.method == "full"
+
+
+def _batch(setup: Setup) -> dict[str, torch.Tensor]:
+    pair = 2 if setup.stage == "dpo" else 1
+    shape = (setup.micro_batch_size * pair, setup.seq_len)
     batch = {name: torch.zeros(shape, dtype=torch.int64, device=CUDA) for name in ("input_ids", "labels")}
     if setup.padded:
         batch["attention_mask"] = torch.ones(shape, dtype=torch.int64, device=CUDA)
@@ -74,13 +84,20 @@ def _parts_of(parameter: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def _step(
-    setup: Setup, model: Any, optimizer: Any, batch: dict[str, Any], tracker: Tracker, mode: Any, number: int
+    setup: Setup,
+    model: Any,
+    reference: Any,
+    optimizer: Any,
+    batch: dict[str, Any],
+    tracker: Tracker,
+    mode: Any,
+    number: int,
 ) -> None:
     ledger = tracker.ledger
     for micro in range(setup.gradient_accumulation_steps):
         with mode, tracker:
             ledger.enter(f"forward {number}.{micro}")
-            loss = _loss(setup, model, batch) / setup.gradient_accumulation_steps
+            loss = _loss(setup, model, reference, batch)
             ledger.enter(f"backward {number}.{micro}")
             loss.backward()
             del loss
@@ -104,18 +121,32 @@ def _stepping(setup: Setup, mode: Any) -> Any:
     return contextlib.nullcontext() if host_counts else mode
 
 
-def _loss(setup: Setup, model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """Trainer.compute_loss: the model under autocast, its outputs converted to fp32 by accelerate, then dropped."""
-    if setup.autocast is None:
-        outputs = model(**batch)
+def _loss(setup: Setup, model: Any, reference: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """Trainer.compute_loss: the outputs are dropped with this frame."""
+    if setup.stage == "dpo":
+        loss = dpo_loss(partial(_outputs, setup, model), partial(_reference_outputs, setup, model, reference), batch)
     else:
-        from accelerate.utils.operations import convert_to_fp32
+        loss = _outputs(setup, model, **batch)["loss"]
+    return loss / setup.gradient_accumulation_steps
 
-        with torch.autocast("cuda", dtype=getattr(torch, DTYPES[setup.autocast])):
-            outputs = model(**batch)
-        outputs = convert_to_fp32(outputs)
-    loss: torch.Tensor = outputs["loss"]
-    return loss
+
+def _outputs(setup: Setup, model: Any, **batch: Any) -> Any:
+    """The model under autocast, its outputs converted to fp32, as accelerate wraps it."""
+    if setup.autocast is None:
+        return model(**batch)
+    from accelerate.utils.operations import convert_to_fp32
+
+    with torch.autocast("cuda", dtype=getattr(torch, DTYPES[setup.autocast])):
+        outputs = model(**batch)
+    return convert_to_fp32(outputs)
+
+
+def _reference_outputs(setup: Setup, model: Any, reference: Any, **batch: Any) -> Any:
+    """A frozen copy answers, or, for adapters, the base beneath them."""
+    if reference is not None:
+        return _outputs(setup, reference, **batch)
+    with model.disable_adapter():
+        return _outputs(setup, model, **batch)
 
 
 def _clip(trained: list[Any], limit: float) -> None:

@@ -76,9 +76,30 @@ def _embedding_backward(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
     return count * (width * 4 + 6 * 8) if count > 3072 else 0
 
 
+def _gemm_4bit(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """Past 1,536 rows bitsandbytes dequantizes the weight, and its nested scales, for the call (backends/cuda/ops.py)."""
+    inputs, packed = args[:2]
+    rows, values = inputs.numel() // inputs.shape[-1], 2 * packed.numel()
+    if rows <= 1536:
+        return 0
+    scales = values // 64 * 4 if kwargs.get("absmax_8bit") is not None else 0
+    return values * inputs.element_size() + scales
+
+
+def _softmax(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """Softmax kernels copy what is not contiguous (SoftMax.cu, host_softmax)."""
+    tensors = [arg for arg in args if hasattr(arg, "is_contiguous")]
+    return sum(t.numel() * t.element_size() for t in tensors if not t.is_contiguous())
+
+
 RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Any], int]] = {
     "_scaled_dot_product_flash_attention_backward.default": _flash_backward,
     "_scaled_dot_product_efficient_attention.default": _efficient_forward,
     "_scaled_dot_product_efficient_attention_backward.default": _efficient_backward,
     "embedding_dense_backward.default": _embedding_backward,
+    "_softmax.default": _softmax,
+    "_log_softmax.default": _softmax,
+    "_softmax_backward_data.default": _softmax,
+    "_log_softmax_backward_data.default": _softmax,
+    "bitsandbytes.gemm_4bit.default": _gemm_4bit,
 }
