@@ -65,11 +65,13 @@ def _said(value: Any) -> str:
 
 def settle(request: Request, spec: ModelSpec, machine: Machine) -> Terms:
     """Read a request. Raises InputError for rungs that do not exist, contradictions, and impossible values."""
+    if not machine.gpus:
+        raise InputError("no GPU was found to plan for: name some, such as --gpus 3x20GB")
     ladder = load_ladder(Path(request.ladder_file) if request.ladder_file else None)
     _check_ids(request, ladder)
     required = _required(request, ladder)
-    pinned = dict(request.pinned)
-    fixed = {**_from_request(request), **pinned, **_changes(required, pinned)}
+    pinned = {**_from_request(request), **request.pinned}
+    fixed = {**pinned, **_changes(required, pinned)}
     shared = [int(fixed.get(f"{kind}_parallel", 1)) for kind in ("tensor", "pipeline", "context")]
     ranks = max(1, machine.world_size // (shared[0] * shared[1] * shared[2]))
     batch = plan_batch(request.global_batch, ranks, pinned)
