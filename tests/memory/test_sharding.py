@@ -1,0 +1,250 @@
+"""Layouts: by hand from the engines' sources, against published measurements, and against engines that run on CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.errors import UnsupportedError
+from planner.memory.layout import Unit
+from planner.memory.optimizer import Tensor2D, optimizer_cost
+from planner.memory.regime import Regime
+from planner.memory.sharding import kept_per_layer_bytes_per_token, lay_out
+from planner.training import TrainingSetup
+from tests.memory.engine_python import probe
+from tests.memory.models import Priced
+
+GIB = 2**30
+CUBLAS = 2 * (2 * 4096 * 1024 + 8 * 16 * 1024)  # two workspaces on an A100, part of every measured figure
+ATTENTION = "q_proj,k_proj,v_proj,o_proj"
+FMS: dict[str, Any] = {
+    "model": "mistral-7b",
+    "engine": "transformers",
+    "versions": {"transformers": "4.48"},
+    "optim": "adamw_torch",
+    "parallelism": "fsdp",
+}
+
+
+# -- published: foundation-model-stack/fms-acceleration, scripts/benchmarks/refs, A100-80GB, FSDP1 -------------------
+
+
+@pytest.mark.parametrize(
+    ("ranks", "dtype", "measured_gib"),
+    [(2, "bf16", 33.738), (2, "fp32", 67.460), (4, "fp32", 33.738)],
+)
+def test_full_fine_tuning_under_fsdp1_peaks_in_the_optimizer_step(ranks: int, dtype: str, measured_gib: float) -> None:
+    priced = Priced(ranks, method="full", param_dtype=dtype, **FMS)
+    assert (priced.at_step + CUBLAS) / GIB == pytest.approx(measured_gib, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "batches_gib"),
+    [(2, (19.762, 31.767)), (4, (16.340, 28.344))],  # 4 and 8 sequences of 4096 tokens
+)
+def test_what_lora_under_fsdp1_needs_apart_from_its_tokens(ranks: int, batches_gib: tuple[float, float]) -> None:
+    constant_gib = 2 * batches_gib[0] - batches_gib[1]
+    priced = Priced(ranks, method="lora", lora_rank=16, lora_target=ATTENTION, param_dtype="bf16", **FMS)
+    assert (priced.constant_in_backward + CUBLAS) / GIB == pytest.approx(constant_gib, abs=0.005)
+
+
+def test_lora_under_fsdp1_keeps_one_residual_gradient_a_layer() -> None:
+    priced = Priced(2, method="lora", param_dtype="bf16", **FMS)
+    kept = kept_per_layer_bytes_per_token(priced.setup, priced.regime, priced.spec.hidden)
+    assert (priced.spec.layers - 2) * kept == 786_694 - 540_934
+    for other in ({"parallelism": "fsdp2"}, {"versions": {"transformers": "5.23"}}, {"method": "full"}):
+        apart = Priced(2, **({"method": "lora"} | FMS | other))
+        assert kept_per_layer_bytes_per_token(apart.setup, apart.regime, apart.spec.hidden) == 0
+
+
+# -- by hand -----------------------------------------------------------------------------------------------------
+
+
+def test_ddp_holds_a_second_copy_of_the_gradients() -> None:
+    alone, several = Priced(1, method="full", parallelism="none"), Priced(8, method="full", parallelism="ddp")
+    gradients = 4 * alone.parts.trained
+    assert several.layout.resident_buffers == gradients == alone.layout.gradients_at_step
+    assert several.at_step - alone.at_step == gradients
+
+
+def test_accumulation_carries_gradients_through_the_forward_pass() -> None:
+    priced = Priced(1, method="full", parallelism="none", gradient_accumulation_steps=4)
+    assert priced.layout.gradients_carried == priced.layout.gradients_at_step == 4 * priced.parts.trained
+    assert not any(priced.layout.gradients.values())
+
+
+def test_gradients_that_are_consumed_in_backward_leave_the_largest_one() -> None:
+    priced = Priced(1, method="full", parallelism="none", optimizer_in_backward=True, optim="adamw_torch")
+    vocabulary = 4 * 128256 * 4096
+    assert (priced.layout.gradients_at_step, priced.layout.reducing) == (0, vocabulary)
+    assert priced.layout.step_temporaries == 0 and priced.layout.end_of_backward == vocabulary
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_zero_2_is_2_and_14_over_n_bytes_a_parameter(ranks: int) -> None:
+    priced, p = Priced(ranks, method="full", parallelism="zero2"), Priced(ranks, method="full").parts.trained
+    layout = priced.layout
+    assert layout.weights == 2 * p
+    assert layout.optimizer == pytest.approx(12 * p / ranks, abs=2 * ranks + 1024)
+    assert layout.gradients_at_step == -(-2 * p // ranks)
+    assert layout.load == 4 * p  # LLaMA-Factory's fp32 copy, before the engine casts it
+    assert layout.step_temporaries == pytest.approx(6 * p / ranks, rel=1e-6)  # flat 16-bit and fp32 gradient
+
+
+def test_zero_1_holds_all_gradients_until_backward_is_over() -> None:
+    priced = Priced(8, method="full", parallelism="zero1")
+    p, layout = priced.parts.trained, priced.layout
+    assert sum(u.count * layout.gradients[u.name] for u in priced.units) == 2 * p
+    assert layout.gradients_at_step == -(-2 * p // 8)
+
+
+def test_the_whole_bucket_is_allocated_for_a_little_lora() -> None:
+    priced = Priced(2, method="lora", parallelism="zero2")
+    assert priced.layout.reducing == 2 * 500_000_000 + 2 * priced.parts.trained
+    assert any("1.0 GB is allocated whole" in note for note in priced.layout.notes)
+    small = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 1_000_000}}
+    trimmed = Priced(2, method="lora", parallelism="zero2", ds_config=small)
+    twice = Priced(2, method="lora", parallelism="zero2", ds_config={"zero_optimization": {
+        "stage": 2, "reduce_bucket_size": 1_000_000, "overlap_comm": True}})  # fmt: skip
+    assert twice.layout.reducing - trimmed.layout.reducing == 2 * 1_000_000
+    assert trimmed.layout.reducing < 2 * 2_000_000 + 2 * priced.parts.trained
+
+
+def test_zero_3_splits_everything_but_what_is_gathered() -> None:
+    priced = Priced(8, method="full", parallelism="zero3")
+    p, layout = priced.parts.trained, priced.layout
+    norms = 2 * (32 * 2 * 4096 + 4096)
+    assert layout.weights == -(-2 * p // 8) + norms
+    assert layout.gradients_carried == layout.gradients_at_step == 2 * -(-p // 8)
+    assert layout.resident_buffers == 2 * 4096 * 4096  # the bucket that transformers puts for "auto"
+    block = 2 * next(u for u in priced.units if u.name == "block0").trained
+    assert block <= layout.gathered_backward <= 2 * block
+    assert layout.gathered_loss >= 2 * 128256 * 4096
+
+
+def test_layers_near_the_loss_stay_gathered_within_the_reuse_distance() -> None:
+    large, small = Priced(8, method="full", parallelism="zero3"), Priced(8, method="full", parallelism="zero3",
+                                                                         model="mistral-7b")  # fmt: skip
+    block = 2 * next(u for u in small.units if u.name == "block0").trained
+    head = 2 * 32000 * 4096
+    assert small.layout.gathered_loss - head > 2 * block  # 262 M + 3 x 218 M elements fit below 1e9 twice
+    assert large.layout.gathered_loss - 2 * 128256 * 4096 < block  # a head of 525 M ends the distance by itself
+
+
+def test_offloading_leaves_buffers_on_the_gpu() -> None:
+    optimizer = Priced(8, method="full", parallelism="zero2", offload="optimizer").layout
+    assert (optimizer.optimizer, optimizer.step_temporaries, optimizer.gradients_at_step) == (0, 0, 0)
+    assert optimizer.resident_buffers == 2 * 128256 * 4096
+    everything = Priced(8, method="full", parallelism="zero3", offload="all").layout
+    assert everything.optimizer == everything.gradients_carried == 0
+    assert everything.weights < 2**20  # norms that stay gathered
+
+
+def test_offload_where_nothing_offloads_is_refused_with_a_way_out() -> None:
+    with pytest.raises(UnsupportedError, match=r"offload 'optimizer' needs DeepSpeed or FSDP.*choose zero2"):
+        Priced(2, method="full", parallelism="ddp", offload="optimizer")
+    with pytest.raises(UnsupportedError, match="choose offload all"):
+        Priced(2, method="full", parallelism="fsdp", offload="optimizer")
+
+
+def test_accumulation_under_fsdp_keeps_unsharded_gradients() -> None:
+    once = Priced(8, method="full", parallelism="fsdp")
+    often = Priced(8, method="full", parallelism="fsdp", gradient_accumulation_steps=8)
+    assert once.layout.gradients_carried == 0
+    assert often.layout.gradients_carried == 2 * often.parts.trained
+    assert often.layout.gradients_at_step == once.layout.gradients_at_step
+    assert any("accumulation under FSDP keeps 16.1 GB" in note for note in often.layout.notes)
+
+
+def test_accelerate_1_11_makes_the_frozen_base_of_fsdp2_fp32() -> None:
+    old = Priced(8, method="lora", parallelism="fsdp2", versions={"accelerate": "1.11.0"})
+    new = Priced(8, method="lora", parallelism="fsdp2", versions={"accelerate": "1.15.0"})
+    frozen = sum(u.count * u.frozen for u in old.units)
+    assert old.layout.weights - new.layout.weights == pytest.approx(2 * frozen / 8, rel=1e-6)
+
+
+def test_reentrant_checkpointing_leaves_fsdp1_no_layer_to_prefetch() -> None:
+    reentrant = Priced(8, method="full", parallelism="fsdp").layout
+    plain = Priced(8, method="full", parallelism="fsdp", gradient_checkpointing=False).layout
+    block = 2 * next(u for u in Priced(8, method="full").units if u.name == "block0").trained
+    assert plain.gathered_backward - reentrant.gathered_backward == block
+    assert reentrant.gathered_backward - reentrant.gathered_loss == block
+
+
+def test_scales_of_four_bit_weights_are_on_every_rank() -> None:
+    two, many = (Priced(n, method="qlora", parallelism="fsdp") for n in (2, 1024))
+    held = sum(u.count * u.held_bytes for u in two.units)
+    packed = 32 * sum(lin.parameters for lin in two.parts.layers[0].linears)
+    scales = packed // 64 + packed // 4096
+    assert many.layout.weights == pytest.approx(scales + (held - scales) / 1024, rel=1e-3)
+    assert two.layout.weights == pytest.approx(scales + (held - scales) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(("version", "whole"), [("4.48", False), ("5.6", True)])
+def test_transformers_5_reads_quantized_weights_whole_onto_each_gpu(version: str, whole: bool) -> None:
+    for parallelism in ("fsdp", "zero3"):
+        priced = Priced(8, method="qlora", parallelism=parallelism, versions={"transformers": version})
+        held = sum(u.count * u.held_bytes for u in priced.units)
+        assert (priced.layout.load >= held) is whole
+
+
+@given(
+    parallelism=st.sampled_from(["zero1", "zero2", "zero3", "fsdp", "fsdp2"]),
+    method=st.sampled_from(["full", "lora", "qlora", "freeze"]),
+    ranks=st.integers(2, 64),
+    accumulation=st.sampled_from([1, 4]),
+)
+def test_another_gpu_never_costs_the_others_more(parallelism: str, method: str, ranks: int, accumulation: int) -> None:
+    def bytes_of(number: int) -> tuple[int, int]:
+        priced = Priced(number, method=method, parallelism=parallelism, gradient_accumulation_steps=accumulation)
+        return priced.at_step, priced.constant_in_backward
+
+    fewer, more = bytes_of(ranks), bytes_of(ranks + 1)
+    assert more[0] <= fewer[0] + 1024 and more[1] <= fewer[1] + 1024  # rounding of shares
+
+
+# -- against engines that run here ---------------------------------------------------------------------------------
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize(("stage", "accumulation"), [(1, 2), (2, 2), (3, 1)])
+def test_deepspeed_holds_what_is_said(stage: int, accumulation: int) -> None:
+    measured = probe("probe_deepspeed.py", str(stage), str(accumulation), ranks=2)
+    p = measured["elements"]
+    setup = TrainingSetup(
+        model="any", method="full", parallelism=f"zero{stage}", gradient_accumulation_steps=accumulation,
+        ds_config={"zero_optimization": {"stage": stage, "reduce_bucket_size": 10_000,
+                                         "stage3_param_persistence_threshold": 0}},
+    )  # fmt: skip
+    regime = Regime(
+        frozen="bf16", trained="bf16", gradient="bf16", compute="bf16", autocast=False, norms="bf16", adapter="bf16",
+        state="fp32", master=True, loss="hf_4_49", head="bf16", embedding="bf16", reentrant=True, repeat_kv=False,
+        stacked_experts=False,
+    )  # fmt: skip
+    each = p // 4
+    layers = Unit(
+        name="block0", count=4, frozen=0, frozen_bytes=0, trained=each, trained_bytes_each=2, largest_trained=each
+    )
+    cost = optimizer_cost(setup, regime, (Tensor2D(64, 64, copies=4),))
+    layout = lay_out(setup, regime, (layers,), cost, 2, 2, 64)
+    assert layout.weights == measured["weights"]
+    counters = 512 // 2  # the fused optimizer's step counter, which the probe does not count
+    assert layout.optimizer - counters == measured["master"] + measured["states"]
+    assert layout.gradients_at_step == measured["gradient_part"]
+    assert layout.step_temporaries == measured["gradient_part"] + measured["fp32_gradient"]
+    if stage == 3:
+        assert layout.resident_buffers == measured["bucket"]
+        assert layout.gradients_carried == measured["gradient_part"]
+    else:
+        assert layout.reducing >= measured["bucket"]
+        assert layout.gradients_carried == (measured["carried"] if accumulation > 1 else 0)
+
+
+@pytest.mark.engines
+def test_fsdp1_really_keeps_inputs_and_gradients_of_frozen_layers() -> None:
+    kept = probe("probe_fsdp1.py", "reentrant", "fsdp", ranks=2)
+    plain = probe("probe_fsdp1.py", "plain", "fsdp", ranks=2)
+    assert kept["alive"] - plain["alive"] == 2 * kept["layers"] - 1  # every input, and all gradients but the last
