@@ -9,8 +9,8 @@ rule assumes: most rows of a class come from few models, and later users have ot
 stretched by 1 + 1 / sqrt(models) and never below its floor. Rows of more.jsonl are not read: they are the check.
 
 Cache ([cache]): the figures that bring reserved and nvidia-smi meters closest, by median of |error|, one figure at a
-time over a grid until nothing improves. Runs that came within 7 % of their card are left out: there the allocator had
-given back what it could.
+time over a grid until nothing improves. Left out are runs that came within 7 % of their card, where the allocator had
+given back what it could, and batches of varying length, whose cache depends on the order of the data.
 
 ``--check`` writes nothing and fails when the tables would change by more than rounding.
 """
@@ -158,6 +158,8 @@ def loss(seen: list[Seen], figures: dict[str, float]) -> float:
     table.update(figures)
     errors = []
     for one in seen:
+        if not one.setup.packing:
+            continue
         answer = one.answer()
         capacity = one.machine.smallest.capacity_bytes
         for meter, measured in peaks(one.row):
@@ -168,7 +170,10 @@ def loss(seen: list[Seen], figures: dict[str, float]) -> float:
 
 
 def spreads(seen: list[Seen]) -> dict[str, float]:
-    """How far above the prediction the cache was seen to go, as a share of it, in 98 of 100 runs."""
+    """How far above the prediction the cache was seen to go, as a share of it, in 98 of 100 runs; at most 4 times.
+
+    (Runs on data of 91 to 19,548 tokens a sample went further; their reserved memory is a miss.)
+    """
     shares: dict[bool, list[float]] = {True: [], False: []}
     for one in seen:
         answer = one.answer()
@@ -177,8 +182,8 @@ def spreads(seen: list[Seen]) -> dict[str, float]:
             if meter in ("reserved", "nvidia-smi"):
                 shares[one.setup.packing].append((measured - getattr(answer, FIGURE[meter])) / max(kept, 1))
     return {
-        "spread_packed": round(quantile(shares[True], 0.98), 2),
-        "spread_varied": round(quantile(shares[False], 0.98), 2),
+        "spread_packed": round(min(quantile(shares[True], 0.98), 4.0), 2),
+        "spread_varied": round(min(quantile(shares[False], 0.98), 4.0), 2),
     }
 
 

@@ -247,6 +247,7 @@ def _fsdp_qlora(row: Row) -> Setup:
     setup: Setup = {
         "engine": "fsdp_qlora",
         "versions": {"transformers": "4.38"},
+        "packing": True,  # dummy samples of exactly the context length
         "optim": "adamw_torch",
         "attention": "sdpa",
         "param_dtype": "bf16",
