@@ -76,9 +76,9 @@ class TierRow(Row):
 class RungRow(Row):
     """One step of the ladder: the setup fields it changes, when it applies, and what it costs beyond bytes.
 
-    ``steps`` instead of ``changes``: a field and the direction in which it is lowered (micro batch, length).
-    ``through`` lists the parallelism that the rung needs, best first. ``environment`` are variables of the launch that belong to the rung. ``on_request`` rungs are shown with
-    their price and taken only when allowed or required.
+    ``steps`` instead of ``changes``: a field that is lowered as far as needed (micro batch, length). ``through``
+    lists the parallelism that the rung needs, best first. ``environment`` are variables of the launch that belong
+    to the rung. ``on_request`` rungs are shown with their price and taken only when allowed or required.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from planner.errors import InputError
 from planner.hardware.machine import Machine
 from planner.model.spec import ModelSpec
-from planner.rulebook.load import read_rules
+from planner.rulebook.load import read_rows
 from planner.search.conditions import Condition, compile_conditions, fill
 from planner.search.facts import Facts
 from planner.training import TrainingSetup
@@ -43,9 +43,17 @@ class Rule:
         return all(condition.holds(facts) for condition in self.when)
 
 
+_OF_FILES = 'field = "config.'
+
+
 @cache
-def _rules() -> tuple[Rule, ...]:
-    return tuple(_compile(row) for row in read_rules("constraints")["constraint"])
+def _rules(*, of_files: bool) -> tuple[Rule, ...]:
+    """The rules about keys of an engine's own file, or those about setups alone."""
+    if of_files:
+        rows = read_rows("constraints", "constraint", with_text=_OF_FILES)
+    else:
+        rows = read_rows("constraints", "constraint", without_text=_OF_FILES)
+    return tuple(_compile(row) for row in rows)
 
 
 def _compile(row: Mapping[str, Any]) -> Rule:
@@ -82,9 +90,8 @@ def _index(engine: str, *, of_files: bool) -> _Index:
     """The rules that hold for an engine: those about its own file's keys, or those about setups."""
     index = _Index((), {}, {})
     always: list[Rule] = []
-    for rule in _rules():
-        about_files = any(condition.field.startswith("config.") for condition in rule.when)
-        if rule.engines & {"*", engine} and about_files == of_files:
+    for rule in _rules(of_files=of_files):
+        if rule.engines & {"*", engine}:
             _file(rule, index, always)
     return _Index(tuple(always), index.by_value, index.if_given)
 

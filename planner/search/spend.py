@@ -67,15 +67,20 @@ class Space:
     def _largest(self, setup: TrainingSetup, limit_bytes: int, coverage: float) -> TrainingSetup | None:
         """Bisection over the micro batches that keep the effective batch: memory grows with each."""
         sizes = self.terms.batch.micro_sizes
-        low, high, best = 0, len(sizes) - 1, None
+        if not self._may(setup, limit_bytes, coverage):
+            return None
+        best, low, high = setup, 1, len(sizes) - 1
         while low <= high:
             middle = (low + high) // 2
             tried = self.terms.batch.split(setup, sizes[middle])
-            if self.desk.fits(tried, limit_bytes, coverage=coverage) and self.desk.refusal(tried) is None:
+            if self._may(tried, limit_bytes, coverage):
                 best, low = tried, middle + 1
             else:
                 high = middle - 1
         return best
+
+    def _may(self, setup: TrainingSetup, limit_bytes: int, coverage: float) -> bool:
+        return self.desk.fits(setup, limit_bytes, coverage=coverage) and self.desk.refusal(setup) is None
 
     def leanest(self, offload: Rung | None = None) -> TrainingSetup | None:
         """The variant that needs least, fitting or not; None if rules refuse them all."""
