@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from planner.errors import InputError
 from planner.hardware.machine import Machine
 from planner.memory.result import Estimate
+from planner.model.spec import ModelSpec
 from planner.plan.plan import Plan, Request
 from planner.training import TrainingSetup
+
+ENGINES_WITH_RULES = frozenset({"llamafactory"})
 
 
 def estimate(setup: TrainingSetup, machine: Machine | None = None) -> Estimate:
@@ -15,11 +19,29 @@ def estimate(setup: TrainingSetup, machine: Machine | None = None) -> Estimate:
     a card or a combination that is not known or not possible.
     """
     from planner.hardware.load import load_machine
-    from planner.memory.estimate import estimate as explained
     from planner.model.catalogue import resolve
 
     where = machine or load_machine(gpus=setup.gpus, ram=None, machine_file=None)
-    return explained(setup, resolve(setup.model), where)
+    return explain(setup, resolve(setup.model), where)
+
+
+def explain(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Estimate:
+    """The rules first, then the memory: what the setup's engine would refuse to run is not estimated.
+
+    An engine without rules of its own is priced as plain transformers, so a rule that forbids is a warning there.
+    Raises InputError with the sentence and the id of the rule.
+    """
+    from dataclasses import replace
+
+    from planner.memory.estimate import estimate as priced
+    from planner.search.constraints import violations
+
+    met = [each for each in violations(setup, spec, machine) if each.effect != "ignored"]
+    if met and met[0].effect == "forbid" and setup.engine in ENGINES_WITH_RULES:
+        raise InputError(f"{met[0].sentence} (rule {met[0].rule_id})")
+    answer = priced(setup, spec, machine)
+    remarks = tuple(f"{each.sentence} (rule {each.rule_id})" for each in met)
+    return replace(answer, warnings=answer.warnings + remarks) if remarks else answer
 
 
 def plan(request: Request, machine: Machine | None = None) -> Plan:

@@ -45,7 +45,7 @@ CASES = {
     f"{HARDWARE} --model 7B --parallelism none": ("none", "3"),
     f"{HARDWARE} --model 7B --method full --param-dtype bf16 --parallelism zero3": ("zero3", "pure_bf16"),
     f"{HARDWARE} --model 7B --quantization-bit 8 --parallelism fsdp": ("8", "fsdp"),
-    f"{HARDWARE} --model 7B --method galore --parallelism zero2": ("galore", "zero2"),
+    f"{HARDWARE} --model 7B --method galore --parallelism zero2": ("galore", "deepspeed", "rule"),
     "--machine nowhere.json --model 7B": ("nowhere.json", "--machine"),
     "--gpus 3x20GB --machine x.json --model 7B": ("--gpus", "--machine"),
     "estimate --gpus 3x20GB": ("model",),

@@ -78,13 +78,13 @@ class Desk:
 
     def answer(self, raw: dict[str, Any], *, place: str) -> tuple[TrainingSetup, ModelSpec, Machine, Estimate]:
         """Estimate one setup given as plain values. Raises InputError."""
+        from planner.api import explain
         from planner.cli.io import open_setup_values
-        from planner.memory.estimate import estimate
         from planner.training import setup_from_mapping
 
         setup = setup_from_mapping(open_setup_values(raw), place=place)
         spec, machine = self.spec(setup.model), self.machine(setup.gpus)
-        return setup, spec, machine, estimate(setup, spec, machine)
+        return setup, spec, machine, explain(setup, spec, machine)
 
 
 def _once(known: dict[Key, Found | PlannerError], key: Key, find: Callable[[], Found]) -> Found:

@@ -11,6 +11,7 @@ from planner.errors import EXIT_DOES_NOT_FIT, EXIT_FITS, EXIT_UNCERTAIN, InputEr
 
 if TYPE_CHECKING:
     from planner.emit.write import Written
+    from planner.model.spec import ModelSpec
     from planner.plan.plan import Plan, Request
 
 OBJECTIVES = ("quality", "speed", "memory")
@@ -38,6 +39,7 @@ def _plan(ctx: typer.Context, **values: Any) -> int:
     request = request_from(values)
     spec = resolve(request.model)
     machine = load_machine(gpus=values["gpus"], ram=values["ram"], machine_file=values["machine"])
+    refuse_misfits(request, spec)
     return _answer(make_plan(request, spec, machine), values)
 
 
@@ -90,6 +92,20 @@ def request_from(values: dict[str, Any]) -> Request:
         ram=values["ram"],
         pinned={name: getattr(setup, name) for name in pins},
     )
+
+
+def refuse_misfits(request: Request, spec: ModelSpec) -> None:
+    """Lengths and adapters that the model has no room for are wrong on any machine, whatever would be chosen.
+
+    Raises InputError with the rule.
+    """
+    from planner.search.constraints import check
+    from planner.training import ADAPTER_METHODS, TrainingSetup
+
+    may_adapt = request.method is None or request.method in ADAPTER_METHODS
+    names = [name for name in ("lora_rank", "lora_target") if name in request.pinned and may_adapt]
+    adapter = {name: request.pinned[name] for name in names}
+    check(TrainingSetup(model=request.model, seq_len=request.seq_len, **adapter), spec)
 
 
 def _count(text: str | None, *, default: int, place: str) -> int:
