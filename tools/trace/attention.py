@@ -22,7 +22,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Follows aten/src/ATen/native/transformers/attention.cpp: flash without a mask in 16 bit, else memory-efficient."""
+    """Follows attention.cpp of torch: flash without a mask in 16 bit, else memory-efficient."""
     query, key, value, attn_mask = (_autocast(t) for t in (query, key, value, attn_mask))
     one_width = query.shape[-1] == key.shape[-1] == value.shape[-1] <= 256
     if attn_mask is None and query.dtype in FLASH_DTYPES and one_width:
@@ -124,9 +124,7 @@ def install() -> None:
 
     torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
     hf_flash._flash_attention_forward = flash_attention_2
-    masks.is_tracing = lambda *_: (
-        False
-    )  # fake tensors are taken for tracing, and a causal mask is built that a card skips
+    masks.is_tracing = lambda *_: False  # fakes look traced, and get a mask that a card skips
     masks._ignore_causal_mask_sdpa = _ignores_mask
     masks.find_packed_sequence_indices = lambda *_: None  # it reads position ids; those here are never packed
 

@@ -39,7 +39,7 @@ def _base(setup: Setup, dtype: torch.dtype) -> Any:
     options = dict(setup.config)
     config = AutoConfig.for_model(options.pop("model_type"), **options)
     config.use_cache = False
-    kernel = "sdpa" if setup.attention == "flash_attention_2" else setup.attention
+    kernel = "eager" if setup.attention == "flash_attention_2" else setup.attention  # the package is not asked for
     with no_init_weights(), torch.device(CUDA):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kernel)
     if setup.experts:

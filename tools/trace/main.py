@@ -1,4 +1,7 @@
-"""Traces training steps of real models on fake tensors: ``python tools/trace/main.py --from setups.jsonl --out traced.jsonl``."""
+"""Traces training steps of real models on fake tensors.
+
+Example: python tools/trace/main.py --from setups.jsonl --out traced.jsonl
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,8 @@ def traced(setup: Setup, folder: Path | None) -> dict[str, Any]:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{setup.name}.txt").write_text("\n".join(report.timeline(ledger)) + "\n")
+        middle = setup.layers // 2 - 1
+        (folder / f"{setup.name}.kept.txt").write_text("\n".join(report.kept(ledger, middle)) + "\n")
     return {**report.summary(ledger, model), **report.segments(ledger)}
 
 

@@ -1,4 +1,4 @@
-"""The DPO step as LLaMA-Factory 0.9.5 runs it: chosen and rejected in one batch, then the reference without gradients."""
+"""The DPO step as LLaMA-Factory 0.9.5 runs it: chosen and rejected in one batch, then the reference."""
 
 from __future__ import annotations
 

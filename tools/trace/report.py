@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 from ledger import Birth, Event, Ledger
 
-VIEWS = frozenset(
-    "view t transpose expand unsqueeze squeeze slice detach alias _unsafe_view permute select split unbind".split()
-)
+VIEWS = {"view", "t", "transpose", "expand", "unsqueeze", "squeeze", "slice", "detach", "alias"}
+VIEWS |= {"_unsafe_view", "permute", "select", "split", "unbind"}
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)(?:\.| |$)")
 LAST = 1  # the second step: optimizer states exist from its start
 
@@ -83,7 +83,7 @@ def segments(ledger: Ledger, step: int = LAST) -> dict[str, Any]:
     ordered = [starts[index] for index in sorted(starts)]
     return {
         "segment_peak_bytes": peaks,
-        "block_kept_bytes": [later - earlier for earlier, later in zip(ordered[1:], ordered[2:], strict=False)],
+        "block_kept_bytes": [later - earlier for earlier, later in pairwise(ordered[1:])],
         "block_forward_window_bytes": _windows(windows, "forward"),
         "block_backward_window_bytes": _windows(windows, "backward"),
     }
@@ -91,6 +91,16 @@ def segments(ledger: Ledger, step: int = LAST) -> dict[str, Any]:
 
 def _windows(windows: dict[tuple[str, int], list[int]], phase: str) -> list[int]:
     return [window[1] - window[0] for (name, _), window in sorted(windows.items()) if name == phase]
+
+
+def kept(ledger: Ledger, block: int, step: int = LAST) -> Iterator[str]:
+    """The storages that one block's forward leaves alive for backward: bytes, what they are, who made them."""
+    end = next(i for i, event in enumerate(ledger.events) if event.text == f"phase backward {step}.0")
+    mine = re.compile(rf"(?:^|\.)(?:layers|h)\.{block}(?:\.|$)(.*)")
+    for birth in ledger.live_at(end):
+        found = mine.search(birth.where)
+        if found and birth.phase == f"forward {step}.0":
+            yield f"{birth.nbytes:>14,} {birth.dtype}{list(birth.shape)} {birth.op} @{found[1]}"
 
 
 def timeline(ledger: Ledger, *, step: int = LAST, phases: tuple[str, ...] = ()) -> Iterator[str]:
@@ -112,4 +122,5 @@ def _timeline_line(ledger: Ledger, event: Event, live: int) -> str:
         return f"{live:>16,}      ^ {event.nbytes:,} {event.text}"
     birth = ledger.births[event.number]
     sign = "+" if event.kind == "birth" else "-"
-    return f"{live:>16,}      {sign} #{birth.number} {birth.nbytes:,} {birth.dtype}{list(birth.shape)} {birth.op} @{birth.where}"
+    what = f"{birth.dtype}{list(birth.shape)} {birth.op} @{birth.where}"
+    return f"{live:>16,}      {sign} #{birth.number} {birth.nbytes:,} {what}"

@@ -1,4 +1,4 @@
-"""Writes the rows that tests/data/traced.jsonl is traced from: families at their real widths, two and four blocks deep."""
+"""Writes the rows behind tests/data/traced.jsonl: families at their real widths, two and four blocks deep."""
 
 from __future__ import annotations
 

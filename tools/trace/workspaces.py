@@ -77,7 +77,7 @@ def _embedding_backward(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
 
 
 def _gemm_4bit(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
-    """Past 1,536 rows bitsandbytes dequantizes the weight, and its nested scales, for the call (backends/cuda/ops.py)."""
+    """Past 1,536 rows bitsandbytes dequantizes the weight and its nested scales (backends/cuda/ops.py)."""
     inputs, packed = args[:2]
     rows, values = inputs.numel() // inputs.shape[-1], 2 * packed.numel()
     if rows <= 1536:
