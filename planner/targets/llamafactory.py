@@ -172,7 +172,7 @@ def _schedule(setup: TrainingSetup) -> Values:
 def _memory(setup: TrainingSetup) -> Values:
     pure = (setup.adapter_dtype or setup.param_dtype) == "bf16"
     return {
-        "bf16": setup.compute_dtype == "bf16" and not pure,
+        "bf16": setup.compute_dtype == "bf16" and (not pure or setup.parallelism in ZERO),
         "fp16": setup.compute_dtype == "fp16",
         "pure_bf16": pure,
         "flash_attn": ATTENTION[setup.attention],

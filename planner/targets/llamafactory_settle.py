@@ -134,15 +134,18 @@ _WHY_OTHER = {
 
 
 def _held_dtype(setup: TrainingSetup, field: str, compute: str) -> str | None:
-    """None where ``field`` says what the engine does anyway, ``"bf16"`` where pure_bf16 asks for it."""
+    """None where ``field`` says what the engine does anyway, ``"bf16"`` where pure_bf16 asks for it.
+
+    Under ZeRO-1 and ZeRO-2 pure_bf16 spares the fp32 copy at load; ZeRO-3 has none, and refuses the switch.
+    """
     asked = getattr(setup, field)
-    sharded_by_zero = setup.parallelism in ZERO
-    own = compute if sharded_by_zero else "fp32"
+    own = compute if setup.parallelism in ZERO else "fp32"
     if setup.method == "badam" and asked == "fp32":
         raise _refuse("method badam with param_dtype fp32", "BAdam trains weights in the checkpoint's dtype")
-    if asked is None or (asked == own and (sharded_by_zero or setup.method != "badam")):
+    spares_nothing = setup.parallelism == "zero3" or (own == "fp32" and setup.method != "badam")
+    if asked is None or (asked == own and (spares_nothing or asked != "bf16")):
         return None
-    if asked != "bf16" or compute != "bf16" or sharded_by_zero:
+    if asked != "bf16" or compute != "bf16" or setup.parallelism == "zero3":
         raise _refuse(f"{field} {asked}", f"with this setup it holds trained weights in {own}, or bf16 with pure_bf16")
     return "bf16"
 

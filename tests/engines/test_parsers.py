@@ -62,6 +62,7 @@ SEVERAL: dict[str, dict] = {
     "zero3-nvme": {"parallelism": "zero3", "method": "full", "offload": "nvme"},
     "zero3-qlora": {"parallelism": "zero3", "method": "qlora"},
     "zero3-badam": {"parallelism": "zero3", "method": "badam"},
+    "zero2-pure": {"parallelism": "zero2", "method": "full", "param_dtype": "bf16"},
     "zero3-fp16": {"parallelism": "zero3", "method": "full", "compute_dtype": "fp16"},
     "fsdp": {"parallelism": "fsdp", "method": "full"},
     "fsdp-offload": {"parallelism": "fsdp", "method": "full", "offload": "all"},
