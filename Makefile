@@ -23,7 +23,6 @@ $(VENV)/.core: pyproject.toml
 	  || { echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -e .
-	$(VENV)/bin/python -m compileall -q planner
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
@@ -55,6 +54,7 @@ envs: $(VENV)/.dev $(HF)/.done $(LF)/.done ## set up every environment that the 
 # ---- the product
 
 plan: $(VENV)/.core ## run the main job: make plan ARGS="--gpus 1xRTX4090 --model 8B"
+	@$(VENV)/bin/python -m compileall -q planner
 	$(VENV)/bin/plan $(ARGS)
 
 # ---- checks
@@ -79,6 +79,7 @@ accuracy: $(VENV)/.dev ## predictions against published measurements, by stack a
 	$(VENV)/bin/python tools/accuracy.py
 
 bench: $(VENV)/.dev ## time of the main job and rate of `plan estimate --from`
+	@$(VENV)/bin/python -m compileall -q planner
 	$(VENV)/bin/python tools/bench.py
 
 screenshot: $(VENV)/.dev ## docs/screen.svg from the real screen

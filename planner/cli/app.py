@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -91,6 +92,8 @@ def _help(command: Any) -> str:
 def main() -> None:
     """The console script: runs and exits with the contract's code."""
     gc.disable()  # a short life in which little is thrown away: collecting costs a tenth of it
+    # Pydantic would look through every installed package for plugins, and none of ours is one.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     sys.exit(run(sys.argv[1:]))
 
 
