@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from planner.memory.curves import BlockCurve, block_curve, final_norm
 from planner.memory.layout import Layout
-from planner.memory.loss import loss_bytes
+from planner.memory.loss import holds_outputs, loss_bytes
 from planner.memory.ops import Mode
 from planner.memory.regime import DEEPSPEED, FSDP, Regime, bytes_of, version_of
 from planner.memory.result import Phase
@@ -143,8 +143,9 @@ class Timeline:
         self.at("loss", below + norm_kept + norm_out, logits=loss.forward, gradients=gradients,
                 temporaries=casts + head_cast + loss.temporary, gathered=gathered)  # fmt: skip
         held = below + norm_kept + (norm_out if step.parts.head_trained else 0)
-        if step.regime.loss == "in_model":  # outputs held through backward bring their key-value cache along
-            held += sum(2 * 2 * s.number * s.layer.block.attention.kv_width for s in self.stretches) * self.tokens
+        if holds_outputs(step.setup, step.spec, step.regime):  # and their key-value cache with them
+            width = 2 if step.regime.autocast is None else 4  # accelerate makes outputs fp32
+            held += sum(2 * width * s.number * s.layer.block.attention.kv_width for s in self.stretches) * self.tokens
         self.at(
             "backward",
             held,
@@ -195,7 +196,7 @@ class Timeline:
     def _backward(self, below: int) -> None:
         """Walk down the layers: kept tensors shrink, gradients grow; each stretch is worst at one of its ends."""
         _step, layout = self.step, self.step.layout
-        gradients = layout.gradients_carried + layout.gradients.get("head", 0)
+        gradients = layout.gradients_carried + layout.gradients.get("head", 0) + self._tied_head()
         gathered = layout.gathered_backward + layout.reducing
         finished = 0
         for stretch in reversed(self.stretches):
@@ -210,6 +211,13 @@ class Timeline:
             gradients += stretch.number * per_layer
         self._embedding(gradients)
 
+    def _tied_head(self) -> int:
+        """The head's gradient of tied embeddings waits in the engine's buffer until the embedding's arrives."""
+        parts, spec = self.step.parts, self.step.spec
+        if not (parts.embedding_trained and parts.head_trained and spec.tied_embeddings):
+            return 0
+        return spec.vocab * spec.hidden * bytes_of(self.step.regime.gradient)
+
     def _lingering(self, done: int, boundary: int) -> int:
         """FSDP1 with frozen layers: inputs of finished layers and their gradients stay until backward ends."""
         extra = self.step.kept_per_layer_token * self.tokens
@@ -218,10 +226,10 @@ class Timeline:
     def _embedding(self, gradients: int) -> None:
         step, layout = self.step, self.step.layout
         arriving = layout.gradients.get("embedding", 0)
-        tied = 0
-        if step.parts.embedding_trained and step.parts.head_trained and step.spec.tied_embeddings:
-            tied = step.spec.vocab * step.spec.hidden * bytes_of(step.regime.gradient)
-        self.at("backward", self.stream, gradients=gradients + arriving + tied,
+        # The waiting gradient of a matmul is a view of its transposed product, which autograd never adds into: the sum
+        # is a third tensor. Autocast's cast back to fp32 is no view.
+        summed = 0 if step.regime.autocast else self._tied_head()
+        self.at("backward", self.stream, gradients=gradients + arriving + summed,
                 gathered=layout.reducing + layout.end_of_backward)  # fmt: skip
         if step.setup.gradient_accumulation_steps > 1 and step.parts.trained:
             largest = max(unit.largest_trained for unit in step.parts.units) * bytes_of(step.regime.gradient)
