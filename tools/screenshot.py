@@ -19,7 +19,7 @@ def main() -> None:
     import planner.cli.io as screen_io
     from planner.cli.app import run
 
-    recorder = Console(record=True, width=96, highlight=False, force_terminal=True, file=io.StringIO())
+    recorder = Console(record=True, width=88, highlight=False, force_terminal=True, file=io.StringIO())
     screen_io._console = lambda stream: recorder  # the one place where screens get their console
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         code = run(COMMAND.split()[1:])

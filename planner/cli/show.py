@@ -32,8 +32,10 @@ def plan_screen(plan: Plan, written: Written | None = None) -> RenderableType:
         Text(machine_line(plan.machine), style="dim"),
         Text(),
         ladder_table(plan),
+        Text("✓ taken   ? only with --allow   time: of a token, against without the rung", style="dim"),
         Text(),
         configuration_table(plan),
+        Text("batch: samples a GPU × accumulation × GPUs   left: GiB under the capacity", style="dim"),
         Text(),
         *(_closeup(shown, is_chosen=plan.chosen is not None) if shown else ()),
         *notes("why", plan.reasons, style="bold"),
@@ -75,8 +77,6 @@ def ladder_table(plan: Plan) -> Table:
             table.add_row("", Text(TIER_NAMES.get(tier, f"tier {tier}"), style="italic"))
         cells = _rung_cells(rung, plan.machine.smallest.capacity_bytes)
         table.add_row(*cells, style="" if rung.applied else "dim")
-    table.caption = "✓ taken   ? only with --allow   time: of a token, against without the rung"
-    table.caption_justify, table.caption_style = "left", "dim"
     return table
 
 
@@ -125,12 +125,19 @@ def configuration_table(plan: Plan) -> Table:
     table.add_column("batch", justify="right", no_wrap=True)
     table.add_column("tokens/s", justify="right")
     table.add_column("", no_wrap=True)
+    for name in _classes_without_a_row(plan):
+        table.add_row("", name, "", "", "", "", "", "none fits", style="dim")
     for row in plan.configurations:
         table.add_row(*_configuration_cells(row, plan), style=_row_style(row, plan))
-    if plan.configurations:
-        table.caption = "batch: samples a GPU × accumulation × GPUs. left: GiB under the capacity."
-        table.caption_justify, table.caption_style = "left", "dim"
     return table
+
+
+def _classes_without_a_row(plan: Plan) -> list[str]:
+    """The mainstream classes of which nothing fits, where the choice of method was left open."""
+    if plan.request.method is not None:
+        return []
+    shown = {row.method_class for row in plan.configurations}
+    return [name for each, name in CLASS_NAMES.items() if each not in shown and each != "other"]
 
 
 def _row_style(row: Configuration, plan: Plan) -> str:
@@ -189,7 +196,8 @@ def _closeup(row: Configuration, *, is_chosen: bool) -> list[RenderableType]:
     spread = f", {setup.parallelism}" if setup.parallelism not in (None, "none") else ""
     title = Text.assemble((name, "bold"), f": {setup.method}{spread}, {row.profile}")
     host = f"host RAM needed on each node: {show_gib(row.estimate.host_bytes)}"
-    return [title, verdict_line(row.estimate), stacked_bar(row.estimate), Text(host), *_speed_line(row)]
+    speed = _speed_line(row) if is_chosen else []
+    return [title, verdict_line(row.estimate), stacked_bar(row.estimate), Text(host), *speed]
 
 
 def _speed_line(row: Configuration) -> list[RenderableType]:
