@@ -230,7 +230,8 @@ def _kbit_upcast(setup: TrainingSetup, quantized: str) -> str:
         return "none"
     if setup.kbit_upcast is not None:
         return setup.kbit_upcast
-    return "all" if setup.engine == "trl" and (setup.parallelism or "none") not in FSDP | DEEPSPEED else "none"
+    prepares = setup.engine == "trl" and quantized in ("nf4", "int8")  # is_loaded_in_4bit or 8bit, so not GPTQ
+    return "all" if prepares and (setup.parallelism or "none") not in FSDP | DEEPSPEED else "none"
 
 
 # Modeling files that computed the loss themselves, on 16-bit logits, until transformers 4.48.
@@ -248,10 +249,8 @@ def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
     if setup.engine in OWN_LOOPS:
         return "torchtune" if setup.engine == "torchtune" else "loop"
     version = version_of(setup, "transformers")
-    if setup.engine == "trl":
-        return "trl" if version >= (4, 49) else "hf_4_48"
     if version >= (4, 49):
-        return "hf_4_49"
+        return "trl" if setup.engine == "trl" else "hf_4_49"
     if model_type in LOSS_IN_MODEL:
         return "in_model"
     return "hf_4_48" if version >= (4, 46) else "hf_4_45"
