@@ -49,7 +49,7 @@ class Round:
         for rung in (None, *offload):
             fitting = self.space.fitting(limit_bytes, coverage=coverage, offload=rung, smallest=objective == "memory")
             if fitting:
-                return best_of(self.space.desk, fitting, objective)
+                return best_of(self.space.desk, fitting, self.space.terms)
         return None
 
 
@@ -108,7 +108,7 @@ class Climber:
                     break
         if not found:
             return None
-        winner = best_of(self.desk, [setup for _, setup in found], self.terms.request.objective)
+        winner = best_of(self.desk, [setup for _, setup in found], self.terms)
         chosen = next((each, setup) for each, setup in found if setup is winner)
         return self._outcome("fits", chosen[1], chosen[0])
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from planner.plan.plan import Objective
 from planner.search.constraints import violations
 from planner.search.desk import Desk
 from planner.search.rungs import Rung
 from planner.search.walk import Terms
 from planner.training import Parallelism, TrainingSetup
 
-SAME_SPEED = 0.99  # predictions closer than this do not tell two setups apart
+SAME_SPEED = 0.95  # the speed model errs by about 5 %: closer predictions do not tell two setups apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +141,26 @@ def unhelpful(desk: Desk, before: TrainingSetup, after: TrainingSetup) -> str | 
     return None
 
 
-def best_of(desk: Desk, setups: Iterable[TrainingSetup], objective: Objective) -> TrainingSetup | None:
-    """Quality and speed: the fastest, then the most headroom. Memory: the smallest, then the fastest."""
+def best_of(desk: Desk, setups: Iterable[TrainingSetup], terms: Terms) -> TrainingSetup | None:
+    """Quality and speed: the fastest, then the least intrusive sharding, then the most headroom.
+
+    Memory: the smallest, then the fastest.
+    """
     kept = list(setups)
     if not kept:
         return None
-    if objective == "memory":
+    if terms.request.objective == "memory":
         return min(kept, key=lambda setup: (desk.need(setup) or 0, -_rate(desk, setup)))
     fastest = max(_rate(desk, setup) for setup in kept)
     tied = [setup for setup in kept if _rate(desk, setup) >= SAME_SPEED * fastest]
-    return min(tied, key=lambda setup: desk.need(setup) or 0)
+    return min(tied, key=lambda setup: (_intrusion(terms, setup), desk.need(setup) or 0))
+
+
+def _intrusion(terms: Terms, setup: TrainingSetup) -> int:
+    """How far down the ladder the setup's sharding and offload stand; 0 for none of either."""
+    rungs = enumerate(terms.ladder, start=1)
+    taken = [place for place, rung in rungs if (rung.is_sharding or rung.is_offload) and rung.in_setup(setup)]
+    return max(taken, default=0)
 
 
 def _rate(desk: Desk, setup: TrainingSetup) -> float:
