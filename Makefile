@@ -29,24 +29,20 @@ $(VENV)/.dev: $(VENV)/.core
 	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -e '.[dev]'
 	touch $@
 
-# transformers' own counts and memory paths, at the newest releases
-$(HF)/.done: pyproject.toml
+# transformers' own counts and module names, at its newest release
+$(HF)/.done: requirements/transformers.txt pyproject.toml
 	test -x $(HF)/bin/python || $(PYTHON) -m venv $(HF)
-	echo 'torch==2.13.0' > $(HF)/constraints.txt
-	$(HF)/bin/python -m pip install $(PIP_FLAGS) -c $(HF)/constraints.txt \
-	  torch==2.13.0 transformers==5.23 accelerate==1.15 peft==0.21.2 tokenizers sentencepiece -e '.[dev]'
+	$(HF)/bin/python -m pip install $(PIP_FLAGS) -r requirements/transformers.txt -e '.[dev]'
 	touch $@
 
 # LLaMA-Factory's own parser and trainer. Its torchvision and torchaudio wheels are linked against CUDA and break the
 # import on a machine without it: the first is not needed for text, of the second only the compiled part is removed.
-$(LF)/.done: Makefile
+$(LF)/.done: requirements/llamafactory.txt requirements/llamafactory-extras.txt
 	test -x $(LF)/bin/python || $(PYTHON) -m venv $(LF)
-	echo 'torch==2.13.0' > $(LF)/constraints.txt
-	$(LF)/bin/python -m pip install $(PIP_FLAGS) -c $(LF)/constraints.txt torch==2.13.0 llamafactory==0.9.5
+	$(LF)/bin/python -m pip install $(PIP_FLAGS) -r requirements/llamafactory.txt
 	$(LF)/bin/python -m pip uninstall --quiet --yes torchvision
 	rm -f $(LF)/lib/python3.*/site-packages/torchaudio/lib/_torchaudio*.so
-	DS_BUILD_OPS=0 $(LF)/bin/python -m pip install $(PIP_FLAGS) -c $(LF)/constraints.txt \
-	  deepspeed==0.19.8 bitsandbytes liger-kernel
+	DS_BUILD_OPS=0 $(LF)/bin/python -m pip install $(PIP_FLAGS) -r requirements/llamafactory-extras.txt
 	touch $@
 
 envs: $(VENV)/.dev $(HF)/.done $(LF)/.done ## set up every environment that the tests use
