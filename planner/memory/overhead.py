@@ -7,7 +7,6 @@ grows with the allocated bytes.
 from __future__ import annotations
 
 import math
-import os
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -114,11 +113,6 @@ def margins(name: str, coverage: float) -> tuple[float, float]:
 def _place(coverage: float) -> float:
     """0 at a coverage of 0.90, 1 at 0.99, on the scale of log(1 - coverage)."""
     return math.log10(0.1 / (1 - coverage))
-
-
-def expandable_segments() -> bool:
-    """Whether the allocator of this environment grows segments in place (PYTORCH_CUDA_ALLOC_CONF)."""
-    return "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
 
 
 def _loss_share(setup: TrainingSetup) -> float:
