@@ -72,7 +72,7 @@ def default_deepspeed_config(stage: int, offload: Offload, hidden: int) -> dict[
         raise UnsupportedError(f"ZeRO stage {stage} is not planned for; valid: 1, 2, 3")
     if stage < 3 and offload in ("params", "all", "nvme"):
         raise UnsupportedError(
-            f"offload {offload!r} needs parallelism zero3: DeepSpeed offloads parameters, and to NVMe, under ZeRO-3 only"
+            f"offload {offload!r} needs parallelism zero3: DeepSpeed offloads those under ZeRO-3 only"
         )
     zero = _stage3(hidden) if stage == 3 else _stage12(stage)
     return {"zero_allow_untested_optimizer": True, "zero_optimization": zero | _offload_part(offload)}

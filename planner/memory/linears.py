@@ -126,7 +126,7 @@ class LinearModule:
         return p.cast(p.add(p.add(result, based), delta), kept)
 
     def _fused_adapter(self, p: Program, x: Tensor, width: int, a: Param, b: Param) -> Tensor:
-        """Fused LoRA on a quantized weight: keeps x, and with dropout its dropped copy (no mask); A(x) is made again."""
+        """Fused LoRA on a quantized weight: keeps x, with dropout its dropped copy (no mask); A(x) is made again."""
         kept = x
         if p.mode.dropout:
             kept = p.new(x.elems, p.mode.compute)

@@ -80,7 +80,7 @@ class RungReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The whole answer. ``chosen`` is None when nothing allowed fits; then ``nearest_miss`` and ``remedies`` say more."""
+    """The whole answer. ``chosen`` None: nothing allowed fits, and ``nearest_miss`` and ``remedies`` say more."""
 
     verdict: Verdict
     request: Request
