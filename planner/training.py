@@ -49,9 +49,7 @@ def _as_number(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
 Targets = Annotated[Literal["all"] | tuple[str, ...], BeforeValidator(_as_names)]
-Checkpointing = Annotated[
-    bool | Literal["selective"] | Annotated[int, Field(ge=1)], BeforeValidator(_as_checkpointing)
-]
+Checkpointing = Annotated[bool | Literal["selective"] | Annotated[int, Field(ge=1)], BeforeValidator(_as_checkpointing)]
 Count = Annotated[int, Field(ge=1)]
 Bits = Annotated[Literal[4, 8], BeforeValidator(_as_number)]
 
