@@ -45,7 +45,9 @@ COVERAGES = (0.90, 0.99)
 FLOORS = {
     "traced": (0.004, 0.01),
     "moe": (0.01, 0.03),
+    "rare": (0.02, 0.05),
     "sharded": (0.02, 0.05),
+    "rare_sharded": (0.04, 0.10),
     "moe_sharded": (0.03, 0.08),
     "remote_code": (0.03, 0.08),
     "foreign": (0.03, 0.06),

@@ -87,14 +87,29 @@ def nccl_bytes(ranks_per_node: int, nodes: int, nvlink: bool | None, communicato
 
 
 def trust_class(setup: TrainingSetup, spec: ModelSpec, ranks: int) -> str:
-    """Which residuals speak for this setup: the class whose margin is used. The widest that applies is named."""
+    """Which residuals speak for this setup: the class whose margin is used. The widest that applies is named.
+
+    ``rare`` is what no published peak covers: the parts are traced or read from the source, their sum was never
+    measured on a GPU. DDP adds nothing uncertain to one GPU, so it shares its class.
+    """
+    sharded = ranks > 1 and setup.parallelism not in (None, "none", "ddp")
     if setup.engine not in TRACED_ENGINES:
         return "foreign_sharded" if ranks > 1 else "foreign"
     if spec.remote_code:
         return "remote_code"
+    if _is_rare(setup, spec):
+        return "rare_sharded" if sharded else "rare"
     if spec.is_moe:
-        return "moe_sharded" if ranks > 1 else "moe"
-    return "sharded" if ranks > 1 else "traced"
+        return "moe_sharded" if sharded else "moe"
+    return "sharded" if sharded else "traced"
+
+
+def _is_rare(setup: TrainingSetup, spec: ModelSpec) -> bool:
+    """Settings that no row of measurements/published.jsonl has, under the engines that are traced."""
+    parallel = setup.parallelism in ("zero1", "zero2", "zero3", "fsdp2") or setup.offload != "none"
+    split = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel * setup.expert_parallel > 1
+    usual = setup.method in ("full", "lora", "qlora") and setup.stage in ("pt", "sft")
+    return parallel or split or not usual or setup.torch_compile or spec.vision is not None
 
 
 @lru_cache(maxsize=256)

@@ -73,8 +73,15 @@ def test_margins_widen_with_coverage(name: str) -> None:
 
 def test_less_is_known_of_several_gpus_and_of_other_engines() -> None:
     alone = margins(trust_class(SETUP, LLAMA, 1), 0.99)[1]
-    assert margins(trust_class(SETUP, LLAMA, 2), 0.99)[1] > alone
+    assert margins(trust_class(SETUP.but(parallelism="fsdp"), LLAMA, 2), 0.99)[1] > alone
     assert margins(trust_class(SETUP.but(engine="litgpt"), LLAMA, 1), 0.99)[1] > alone
+
+
+def test_what_was_never_measured_gets_a_wider_margin() -> None:
+    usual = margins(trust_class(SETUP, LLAMA, 1), 0.99)[1]
+    for changes in ({"stage": "dpo"}, {"method": "galore"}, {"torch_compile": True}, {"parallelism": "zero2"}):
+        assert margins(trust_class(SETUP.but(**changes), LLAMA, 2), 0.99)[1] > usual
+    assert trust_class(SETUP.but(parallelism="ddp"), LLAMA, 2) == trust_class(SETUP, LLAMA, 1)
 
 
 def test_expandable_segments_keep_less() -> None:
