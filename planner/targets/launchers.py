@@ -111,25 +111,35 @@ def environment(setup: TrainingSetup, context: EmitContext) -> tuple[Variable, .
 
 
 _VISIBLE = {"ascend": "ASCEND_RT_VISIBLE_DEVICES"}
+_ALLOCATOR = {
+    "nvidia": (
+        ("PYTORCH_CUDA_ALLOC_CONF", "segments that grow: less is lost to fragmentation"),
+        ("PYTORCH_ALLOC_CONF", "its name since torch 2.9"),
+    ),
+    "ascend": (("PYTORCH_NPU_ALLOC_CONF", "segments that grow: less is lost to fragmentation"),),
+}
 
 
 def _devices(context: EmitContext) -> tuple[Variable, ...]:
     name = _VISIBLE.get(context.vendor, "CUDA_VISIBLE_DEVICES")
     reason = "the GPUs of this plan; without it a run on one of several GPUs is refused"
-    return (Variable(name=name, value=",".join(context.devices), reason=reason, kind="default"),)
+    visible = Variable(name=name, value=",".join(context.devices), reason=reason, kind="default")
+    if context.vendor != "nvidia":
+        return (visible,)
+    order = Variable(name="CUDA_DEVICE_ORDER", value="PCI_BUS_ID", reason="count GPUs as the driver and nvidia-smi do")
+    return (order, visible)
 
 
 def _allocator(context: EmitContext) -> tuple[Variable, ...]:
-    record = Variable(name="RECORD_VRAM", value="1", reason="the log then states the memory that was used")
-    if context.vendor == "ascend":
-        return (record,)
-    reason = "segments that grow: less is lost to fragmentation"
-    growing = "expandable_segments:True"
-    return (
-        Variable(name="PYTORCH_CUDA_ALLOC_CONF", value=growing, reason=reason, kind="default"),
-        Variable(name="PYTORCH_ALLOC_CONF", value=growing, reason="its name since torch 2.9", kind="default"),
-        record,
-    )
+    if context.expandable_segments:
+        named = _ALLOCATOR.get(context.vendor, ())
+        value = "expandable_segments:True"
+        found = [Variable(name=name, value=value, reason=why, kind="default") for name, why in named]
+    else:
+        found = [Variable(name="OPTIM_TORCH", value="0", reason="the plan leaves the allocator as it is")]
+    if context.vendor != "ascend":
+        found.append(Variable(name="RECORD_VRAM", value="1", reason="the log then states the memory that was used"))
+    return tuple(found)
 
 
 def _processes(setup: TrainingSetup, context: EmitContext) -> tuple[Variable, ...]:

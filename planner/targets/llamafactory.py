@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
+from planner.errors import InputError
 from planner.targets import accelerate, deepspeed
 from planner.targets.context import EmitContext
 from planner.targets.llamafactory_read import read
@@ -93,14 +95,18 @@ def _method(setup: TrainingSetup) -> Values:
 
 
 def _lora(setup: TrainingSetup) -> Values:
+    values, rank = recipe(setup), setup.lora_rank
+    scale = values["lora_alpha_per_rank"].value
+    is_stabilised = rank >= values["rslora_from_rank"].value
     return {
         "finetuning_type": "lora",
-        "lora_rank": setup.lora_rank,
-        "lora_alpha": setup.lora_rank * recipe(setup)["lora_alpha_per_rank"].value,
+        "lora_rank": rank,
+        # LoRA scales its update by alpha / r, rsLoRA by alpha / sqrt(r): the same scale either way.
+        "lora_alpha": round(scale * math.sqrt(rank)) if is_stabilised else scale * rank,
         "lora_dropout": setup.lora_dropout,
         **_adapter_targets(setup),
         "use_dora": setup.method == "dora",
-        "use_rslora": False,
+        "use_rslora": is_stabilised,
     }
 
 
@@ -197,12 +203,21 @@ def _evaluation(setup: TrainingSetup, context: EmitContext) -> Values:
     if setup.eval_micro_batch_size is None:
         return {"eval_strategy": "no"}
     values = recipe(setup)
-    part: Values = {} if context.eval_dataset else {"val_size": values["val_size"].value}
+    part: Values = {} if context.eval_dataset else {"val_size": _held_out(values["val_size"].value, context)}
     return part | {
         "per_device_eval_batch_size": setup.eval_micro_batch_size,
         "eval_strategy": "steps",
         "eval_steps": values["eval_steps"].value,
     }
+
+
+def _held_out(share: float, context: EmitContext) -> float:
+    if context.samples is not None and context.samples * share < 1:
+        raise InputError(
+            f"evaluation holds out {share:.0%} of the samples, and there are only {context.samples}: "
+            "give a validation file, or leave eval_micro_batch_size out"
+        )
+    return share
 
 
 def _output(setup: TrainingSetup, context: EmitContext) -> Values:

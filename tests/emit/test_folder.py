@@ -106,6 +106,21 @@ def test_deepspeed_on_one_gpu_needs_a_launcher() -> None:
     assert exports(script)["FORCE_TORCHRUN"] == "1"
 
 
+def test_a_forbidden_allocator_setting_stays_out() -> None:
+    plan = plan_of(ANY.but(parallelism="ddp"))
+    off = replace(plan.ladder[0], id="expandable-segments", applied=False)
+    script = plan_files(replace(plan, ladder=(off,)))["launch.sh"]
+    assert "expandable_segments" not in script
+    assert exports(script)["OPTIM_TORCH"] == "0"
+
+
+def test_slices_of_a_gpu_are_named_by_uuid() -> None:
+    on = machine(1)
+    slices = tuple(replace(gpu, mig=True, uuid="MIG-1234-abcd") for gpu in on.gpus)
+    script = plan_files(plan_of(ANY.but(parallelism="none"), on=replace(on, gpus=slices)))["launch.sh"]
+    assert exports(script)["CUDA_VISIBLE_DEVICES"] == "MIG-1234-abcd"
+
+
 def test_several_machines_ask_for_their_rank() -> None:
     script = files_of(ANY.but(parallelism="zero3"), gpus=8, nodes=2)["launch.sh"]
     with pytest.raises(subprocess.CalledProcessError) as refused:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from planner.errors import UnsupportedError
+from planner.errors import InputError, UnsupportedError
 from planner.targets import TARGETS
 from planner.targets.context import EmitContext
 from planner.targets.schema import check_arguments
@@ -137,8 +137,22 @@ def test_recipe_follows_the_method() -> None:
     assert value("learning_rate", method="full") == 1e-5
     assert value("learning_rate", stage="dpo") == 5e-6
     assert value("lora_alpha", lora_rank=32) == 64
+    assert value("use_rslora", lora_rank=32) is False
+    assert value("use_rslora", lora_rank=64) is True
+    assert value("lora_alpha", lora_rank=64) == 16
     assert value("lr_scheduler_type") == "cosine"
     assert value("warmup_ratio") == 0.1
+
+
+def test_too_few_samples_cannot_be_split() -> None:
+    few = replace(ONE_GPU, samples=9)
+    with pytest.raises(InputError, match="only 9"):
+        LF.files(TrainingSetup(model="7B", eval_micro_batch_size=1), few)
+    assert "val_size" not in LF.files(TrainingSetup(model="7B"), few)["train.yaml"]
+    with_file = replace(few, eval_dataset="valid")
+    text = LF.files(TrainingSetup(model="7B", eval_micro_batch_size=1), with_file)["train.yaml"]
+    assert "eval_dataset: valid" in text
+    assert "val_size" not in text
 
 
 def test_own_deepspeed_file_is_kept_and_follows_the_batch() -> None:
