@@ -43,30 +43,16 @@ def page() -> str:
 
 def section(name: str, command: Any, example: str) -> str:
     """One command: its example, its words, its flags by panel."""
+    from planner.cli.help import panel_of, spelling
+
     paragraphs = [textwrap.fill(each, 120) for each in (command.help or "").split("\n\n")]
     lines = [f"\n## {name}\n", f"```console\n$ {example}\n```\n", "\n\n".join(paragraphs)]
-    for heading, parameters in panels(command).items():
-        lines += ["", f"| {heading} | |", "| --- | --- |"]
-        lines += [f"| `{spelling(each)}` | {cell(each.help or '')} |" for each in parameters]
+    found: dict[str, list[str]] = {}
+    for each in command.params:
+        found.setdefault(panel_of(each), []).append(f"| `{spelling(each)}` | {cell(each.help or '')} |")
+    for heading, rows in found.items():
+        lines += ["", f"| {heading} | |", "| --- | --- |", *rows]
     return "\n".join(lines) + "\n"
-
-
-def panels(command: Any) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for parameter in command.params:
-        if parameter.name != "help":
-            found.setdefault(getattr(parameter, "rich_help_panel", None) or "Arguments and options", []).append(
-                parameter
-            )
-    return found
-
-
-def spelling(parameter: Any) -> str:
-    names = [*parameter.opts, *parameter.secondary_opts]
-    if not names[0].startswith("-"):
-        return f"[{names[0].upper()}]"
-    value = "" if getattr(parameter, "is_flag", False) else f" {parameter.metavar or 'TEXT'}"
-    return " / ".join(names) + value
 
 
 def cell(text: str) -> str:

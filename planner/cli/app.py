@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from planner.cli.help import show_help
 from planner.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, PlannerError, nearest
 
 EXAMPLES = {
@@ -21,11 +22,6 @@ EXAMPLES = {
     "models": "plan models qwen2.5",
     "rungs": "plan rungs",
 }
-
-
-def _example_first(name: str | None) -> None:
-    if name in EXAMPLES:
-        typer.echo(f"\n $ {EXAMPLES[name]}")
 
 
 class _Sparing:
@@ -50,14 +46,12 @@ def _is_positional(parameter: Any) -> bool:
 
 class _Group(_Sparing, TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        _example_first("plan")
-        super().format_help(ctx, formatter)
+        show_help(self, ctx, EXAMPLES["plan"])
 
 
 class _Command(_Sparing, TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        _example_first(self.name)
-        super().format_help(ctx, formatter)
+        show_help(self, ctx, EXAMPLES.get(self.name or ""))
 
 
 def build_app() -> typer.Typer:
@@ -69,7 +63,7 @@ def build_app() -> typer.Typer:
     from planner.cli.commands.probe import probe_command
     from planner.cli.commands.rungs import rungs_command
 
-    app = typer.Typer(cls=_Group, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app = typer.Typer(cls=_Group, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(cls=_Group, invoke_without_command=True, help=_help(plan_command))(plan_command)
     commands: dict[str, Callable[..., Any]] = {
         "estimate": estimate_command,

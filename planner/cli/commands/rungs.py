@@ -20,6 +20,9 @@ def rungs_command(
     query: Annotated[
         list[str] | None, typer.Argument(help="words of an id or title, such as zero or offload; all without")
     ] = None,
+    machine: Annotated[
+        str | None, typer.Option("--machine", metavar="FILE", help="only rungs that a saved probe allows")
+    ] = None,
     ladder: Annotated[str | None, typer.Option("--ladder", metavar="FILE", help="your own ladder instead")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
@@ -34,6 +37,8 @@ def rungs_command(
 
     steps = load_ladder(Path(ladder) if ladder else None)
     found = matching(steps, " ".join(query or []))
+    if machine is not None:
+        found = [rung for rung in found if allowed_by(machine, rung)]
     if json_output:
         from planner.cli.io import write_out
         from planner.cli.jsonout import document
@@ -54,6 +59,16 @@ def matching(ladder: Ladder, words: str) -> list[Rung]:
 
         raise unknown_choice(words, "rung", (rung.id for rung in ladder))
     return found
+
+
+def allowed_by(path: str, rung: Rung) -> bool:
+    """True if every condition that the rung puts on the hardware holds for the machine of a saved probe."""
+    from planner.hardware.load import load_machine
+    from planner.search.facts import Facts
+    from planner.training import TrainingSetup
+
+    facts = Facts(TrainingSetup(model="any"), None, load_machine(gpus=None, ram=None, machine_file=path))
+    return all(each.holds(facts) for each in rung.when if each.field.startswith("machine."))
 
 
 def entry(rung: Rung) -> dict[str, Any]:
