@@ -19,11 +19,11 @@ def attend(
 
     ``beside`` are tensors whose storage v shares and therefore keeps alive.
     """
-    if p.mode.kernel == "eager":
+    if p.mode.kernel in ("eager", "sinks"):
         return _eager(p, q, k, v, a)
     if p.mode.autocast or p.mode.kernel == "flash":
         q, k, v = (p.cast(t, p.mode.compute) for t in (q, k, v))
-    if (p.mode.repeat_kv or p.mode.kernel == "efficient") and a.kind == "gqa":
+    if (p.mode.repeat_kv or p.mode.kernel == "masked") and a.kind == "gqa":
         k, v = _repeat(p, k, a), _repeat(p, v, a)
     return _fused(p, q, k, v, a, beside)
 
@@ -48,9 +48,11 @@ def _fused(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention, beside: tu
     saved = [q, k, v, out, logsumexp, *beside]
     width = a.heads * a.head_dim
     temps = [((0, a.heads, 0), FP32, ACTIVATION)]
-    if p.mode.kernel == "efficient":
+    if p.mode.kernel in ("masked", "broadcast"):
         saved.append(p.new((0, 0, 1), p.mode.compute))  # the additive mask, made for each layer
-    else:
+    if p.mode.kernel == "broadcast":
+        temps += [((0, width, 0), q.itemsize, ACTIVATION)] * 2  # dk and dv for every query head
+    elif p.mode.kernel not in ("efficient", "masked"):
         temps.append(((0, a.heads * _rounded(a.head_dim), 0), FP32, ACTIVATION))  # dq accumulator
         if k.elems[1] < width:  # grouped heads: dk and dv are made for every query head, then summed
             temps += [((0, width, 0), q.itemsize, ACTIVATION)] * 2
@@ -79,11 +81,23 @@ def _eager(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
     masked = p.new(heads, scores.itemsize)
     p.link(masked, (scores,), ("pass",))
     del scores
-    wide = p.new(heads, FP32)
-    p.link(wide, (masked,), ((heads, masked.itemsize),), saved=(wide,), temps=((heads, FP32, ACTIVATION),))
+    weights = _probabilities(p, masked, v.itemsize)
     del masked
-    weights = p.cast(wide, v.itemsize)
-    del wide
     out = p.new((0, _out_width(a), 0), v.itemsize)
     p.link(out, (weights, v), ((heads, weights.itemsize), (v.elems, v.itemsize)), saved=(weights, v))
     return out
+
+
+def _probabilities(p: Program, scores: Tensor, itemsize: int) -> Tensor:
+    """Softmax over the scores: in fp32 and cast back, or, with gpt-oss's sinks, in the scores' own dtype."""
+    if p.mode.kernel == "sinks":
+        joined = p.new(scores.elems, scores.itemsize)  # scores and sinks, then less their maximum
+        p.link(joined, (scores,), ((scores.elems, scores.itemsize),))
+        lowered = p.scale(joined)
+        del joined
+        return p.unary(lowered, saves="output")
+    wide = p.new(scores.elems, FP32)
+    p.link(
+        wide, (scores,), ((scores.elems, scores.itemsize),), saved=(wide,), temps=((scores.elems, FP32, ACTIVATION),)
+    )
+    return p.cast(wide, itemsize)

@@ -9,17 +9,16 @@ from __future__ import annotations
 from planner.errors import UnsupportedError
 from planner.memory.attention import attend
 from planner.memory.experts import experts
+from planner.memory.habits import JOINED_ROTATION, MASKED_BROADCAST, WIDE_NORM, WRITTEN_OUT_NORM
 from planner.memory.linears import LinearModule
 from planner.memory.ops import FP32, Program
 from planner.memory.tape import PASS, Param, Tensor
 from planner.model.modules import Linear
 from planner.model.spec import Attention, Block, Mlp, NormKind
 
-GEMMA_TYPES = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text"})
 
-
-def normalise(p: Program, x: Tensor, kind: NormKind, width: int, *, rows: int = 1, gemma: bool = False) -> Tensor:
-    """A norm by kind; frozen weights may be fp32 (kbit preparation)."""
+def normalise(p: Program, x: Tensor, kind: NormKind, width: int, *, model_type: str, rows: int = 1) -> Tensor:
+    """A norm by kind and by the model's habit; frozen weights may be fp32 (kbit preparation)."""
 
     def weight() -> Param:
         return p.weight(
@@ -29,7 +28,9 @@ def normalise(p: Program, x: Tensor, kind: NormKind, width: int, *, rows: int = 
     if kind == "none":
         return x
     if kind == "rms":
-        return p.rms_norm(x, weight(), rows=rows, gemma=gemma)
+        return p.rms_norm(x, weight(), rows=rows, wide=model_type in WIDE_NORM)
+    if model_type in WRITTEN_OUT_NORM:
+        return p.written_out_norm(x, weight())
     return p.layer_norm(
         x, None if kind == "layernorm_no_params" else weight(), weight() if kind == "layernorm" else None
     )
@@ -40,7 +41,7 @@ class BlockModule:
 
     def __init__(self, p: Program, block: Block, linears: tuple[Linear, ...], *, model_type: str, hidden: int) -> None:
         self.p, self.block, self.hidden = p, block, hidden
-        self.gemma = model_type in GEMMA_TYPES
+        self.model_type = model_type
         mode = p.mode
         self.linears: dict[str, LinearModule] = {
             lin.role: LinearModule(p, lin, trained=mode.trained or lin.role in mode.trained_modules) for lin in linears
@@ -48,7 +49,7 @@ class BlockModule:
 
     def norm(self, x: Tensor, kind: NormKind, width: int, *, rows: int = 1) -> Tensor:
         """One normalisation over ``width`` elements, ``rows`` of them a token."""
-        return normalise(self.p, x, kind, width, rows=rows, gemma=self.gemma)
+        return normalise(self.p, x, kind, width, rows=rows, model_type=self.model_type)
 
     # -- the layer ------------------------------------------------------------------------------------
 
@@ -121,6 +122,8 @@ class BlockModule:
             q = self._rotate(q, a, a.heads)
             k = self._rotate(k, a, a.kv_heads)
         out = attend(p, q, k, v, a, beside=beside)
+        if (a.rope == "partial" or self.model_type in JOINED_ROTATION) and p.mode.kernel in ("sdpa", "flash"):
+            out = p.clone(out)
         if gate is not None:
             out = p.mul(out, p.unary(gate, saves="output"))
         return self.linears["o"](p, out)
@@ -132,6 +135,8 @@ class BlockModule:
         if "qkv" in self.linears:
             widths = (a.q_width, a.kv_width, a.kv_width)
             q, k, v = p.split(self.linears["qkv"](p, hidden), widths)
+            if self.model_type in MASKED_BROADCAST:  # indexing with a list copies what split would view
+                k, v = p.clone(k), p.clone(v)
             return q, k, v, None
         q = self.linears["q"](p, hidden)
         gate = None
@@ -225,7 +230,7 @@ class BlockModule:
         if self.block.mlp is not None:
             return self.dense(hidden, self.block.mlp)
         if self.block.moe is not None:
-            return experts(self.p, self.linears, self.block.moe, hidden, shared=self.dense)
+            return experts(self.p, self.linears, self.block.moe, hidden, shared=self.dense, model_type=self.model_type)
         raise UnsupportedError("a block has neither a feed-forward module nor experts; its config cannot be priced")
 
     def dense(self, hidden: Tensor, mlp: Mlp, prefix: str = "") -> Tensor:
@@ -268,9 +273,12 @@ def activate(p: Program, x: Tensor, activation: str) -> Tensor:
 
 
 def _python_gelu(p: Program, x: Tensor) -> Tensor:
-    """NewGELUActivation: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3))), one kernel an operation."""
+    """NewGELUActivation: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3))), one kernel an operation.
+
+    Autocast runs the power in fp32, and all that follows from it.
+    """
     half = p.scale(x)
-    cube = p.unary(x, saves="input")
+    cube = p.unary(p.cast(x, FP32) if p.mode.autocast else x, saves="input")
     inner = p.scale(p.add(x, p.scale(cube)))
     del cube
     tanh = p.unary(inner, saves="output")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from planner.memory.blocks import GEMMA_TYPES, BlockModule, normalise
+from planner.memory.blocks import BlockModule, normalise
 from planner.memory.ops import Mode, Program
 from planner.memory.tape import ACTIVATION, NOTHING, Moment, Node, Tensor, undominated
 from planner.model.modules import Linear
@@ -144,7 +144,7 @@ def final_norm(spec: ModelSpec, mode: Mode) -> tuple[int, int]:
     p = Program(mode)
     hidden = p.new((0, spec.hidden, 0), mode.stream)
     hidden.node = Node(-1, (), (), (), (), 1)
-    out = normalise(p, hidden, spec.final_norm, spec.hidden, gemma=spec.model_type in GEMMA_TYPES)
+    out = normalise(p, hidden, spec.final_norm, spec.hidden, model_type=spec.model_type)
     del hidden
     size = out.elems[1] * out.itemsize
     return p.meter.token - size, size

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from planner.memory.habits import WIDE_ROUTER
 from planner.memory.linears import LinearModule
 from planner.memory.ops import FP32, Program
 from planner.memory.tape import PASS, Tensor
@@ -21,14 +22,15 @@ INDEX_BYTES = 8
 LOOPED_PIECES = 16  # loops over more experts are taken in so many pieces
 
 
-def experts(p: Program, linears: Mapping[str, LinearModule], moe: Moe, hidden: Tensor, *, shared: Dense) -> Tensor:
+def experts(
+    p: Program, linears: Mapping[str, LinearModule], moe: Moe, hidden: Tensor, *, shared: Dense, model_type: str
+) -> Tensor:
     """Routed experts (and the shared one); returns the summed output at hidden width."""
-    weights = _route(p, linears["router"], moe, hidden)
-    looped = "expert_gate_up" not in linears
-    pieces = min(moe.experts, LOOPED_PIECES) if looped else 1
-    total = p.new(hidden.elems, hidden.itemsize)  # zeros that index_add_ fills in place
-    for _ in range(pieces):
-        total = _add_piece(p, linears, moe, hidden, weights, total, Share(moe.experts_per_token, pieces))
+    weights = _route(p, linears["router"], moe, hidden, in_fp32=model_type in WIDE_ROUTER)
+    if "expert_gate_up" in linears:
+        total = _grouped(p, linears, moe, hidden, weights, clamped=model_type == "gpt_oss")
+    else:
+        total = _looped(p, linears, moe, hidden, weights)
     del weights
     if moe.shared is None:
         return total
@@ -37,6 +39,47 @@ def experts(p: Program, linears: Mapping[str, LinearModule], moe: Moe, hidden: T
         gate = p.unary(linears["shared_router"](p, hidden), saves="output")
         extra = p.mul(extra, gate)
     return p.add(total, extra)
+
+
+def _looped(p: Program, linears: Mapping[str, LinearModule], moe: Moe, hidden: Tensor, weights: Tensor) -> Tensor:
+    """transformers 4: expert by expert, each result added to the sum in place."""
+    total = p.new(hidden.elems, hidden.itemsize)
+    pieces = min(moe.experts, LOOPED_PIECES)
+    for _ in range(pieces):
+        total = _add_piece(p, linears, moe, hidden, weights, total, Share(moe.experts_per_token, pieces))
+    return total
+
+
+def _grouped(
+    p: Program, linears: Mapping[str, LinearModule], moe: Moe, hidden: Tensor, weights: Tensor, *, clamped: bool
+) -> Tensor:
+    """transformers 5: rows sorted by expert, two grouped matmuls, rows weighed, put back in order and summed by token."""
+    share = Share(moe.experts_per_token, 1)
+    rows = _gather(p, hidden, share)
+    width = share.of(moe.expert.width)
+    gate, up = p.split(linears["expert_gate_up"].on_rows(p, rows, 2 * width), (width, width))
+    del rows
+    product = _clamped_product(p, gate, up) if clamped else p.mul(p.unary(gate, saves="input"), up)
+    del gate, up
+    out = linears["expert_down"].on_rows(p, product, share.of(linears["expert_down"].linear.outputs))
+    del product
+    weighted = p.mul(out, weights)
+    del out
+    ordered = p.new(weighted.elems, weighted.itemsize)
+    order = p.new((0, share.of(1), 0), INDEX_BYTES)
+    p.link(ordered, (weighted,), ((weighted.elems, weighted.itemsize),), saved=(order,))
+    del weighted
+    total = p.new(hidden.elems, ordered.itemsize)
+    p.link(total, (ordered,), ((ordered.elems, ordered.itemsize),))
+    return p.cast(total, hidden.itemsize)
+
+
+def _clamped_product(p: Program, gate: Tensor, up: Tensor) -> Tensor:
+    """gpt-oss: (clamp(up) + 1) * clamp(gate) * sigmoid(alpha * clamp(gate)), one kernel an operation."""
+    gate = p.unary(gate, saves="input")
+    up = p.unary(up, saves="input")
+    glu = p.mul(gate, p.unary(p.scale(gate), saves="output"))
+    return p.mul(p.scale(up), glu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +119,10 @@ def _narrowed(p: Program, weights: Tensor, share: Share) -> Tensor:
     return part
 
 
-def _route(p: Program, router: LinearModule, moe: Moe, hidden: Tensor) -> Tensor:
-    """Router logits, fp32 softmax, top-k, renormalised weights."""
-    logits = router(p, hidden)
-    wide = p.cast(logits, FP32)
-    probabilities = p.unary(wide, saves="output")
+def _route(p: Program, router: LinearModule, moe: Moe, hidden: Tensor, *, in_fp32: bool) -> Tensor:
+    """Router logits (on an fp32 copy of the input where ``in_fp32``), fp32 softmax, top-k, renormalised weights."""
+    logits = router(p, p.cast(hidden, FP32) if in_fp32 else hidden)
+    probabilities = p.unary(p.cast(logits, FP32), saves="output")
     index = p.new((0, moe.experts_per_token, 0), INDEX_BYTES)
     top = p.new((0, moe.experts_per_token, 0), FP32)
     p.link(top, (probabilities,), ((probabilities.elems, FP32),), saved=(index,))
@@ -97,13 +139,7 @@ def _gather(p: Program, hidden: Tensor, share: Share) -> Tensor:
 
 def _expert_mlp(p: Program, linears: Mapping[str, LinearModule], expert: Mlp, rows: Tensor, share: Share) -> Tensor:
     """``down(act(gate(x)) * up(x))`` on the gathered rows."""
-    if "expert_gate_up" in linears:
-        both = linears["expert_gate_up"].on_rows(p, rows, share.of(2 * expert.width))
-        gate, up = p.split(both, (share.of(expert.width), share.of(expert.width)))
-        del both
-        product = p.mul(p.unary(gate, saves="input"), up)
-        del gate, up
-    elif expert.gated:
+    if expert.gated:
         acted = p.unary(linears["expert_gate"].on_rows(p, rows, share.of(expert.width)), saves="input")
         product = p.mul(acted, linears["expert_up"].on_rows(p, rows, share.of(expert.width)))
         del acted

@@ -7,7 +7,7 @@ LoRA functions of fms-acceleration.
 from __future__ import annotations
 
 from planner.memory.ops import FP32, Program
-from planner.memory.tape import PASS, TEMPORARY, Elems, Param, Tensor
+from planner.memory.tape import TEMPORARY, Elems, Param, Tensor
 from planner.model.modules import Linear
 
 
@@ -84,7 +84,7 @@ class LinearModule:
         mode = p.mode
         result = self.base(p, x, width)
         if mode.quantized in ("nf4", "int8"):
-            result = self._clone(p, result) if mode.quantized == "nf4" else result
+            result = p.clone(result) if mode.quantized == "nf4" else result
             casts = not mode.autocast
         else:
             casts = True
@@ -101,11 +101,6 @@ class LinearModule:
     def _low_width(self, width: int) -> int:
         """Elements per token between A and B: the rank for every row."""
         return -(-self.adapter_rank * width // self.linear.outputs)
-
-    def _clone(self, p: Program, x: Tensor) -> Tensor:
-        out = p.new(x.elems, x.itemsize)
-        p.link(out, (x,), (PASS,))
-        return out
 
     def _dora(self, p: Program, x: Tensor, width: int, a: Param, b: Param) -> Tensor:
         """DoRA: the norm of W + BA needs weight-sized temporaries; both results are kept for the magnitude."""

@@ -11,7 +11,10 @@ from typing import Literal
 
 from planner.memory.tape import ACTIVATION, PASS, TEMPORARY, Elems, Out, Param, Tape, Tensor
 
-Kernel = Literal["flash", "sdpa", "efficient", "eager"]
+# "flash": flash-attn's own function, "sdpa": torch's flash kernel, "efficient": torch's memory-efficient one, "masked": the
+# same with a mask and keys repeated for every query head, "broadcast": with a mask and keys broadcast, "eager": matmuls
+# and softmax, "sinks": gpt-oss's eager variant
+Kernel = Literal["flash", "sdpa", "efficient", "masked", "broadcast", "eager", "sinks"]
 Base = Literal["dense", "nf4", "int8", "gptq"]
 FP32 = 4
 
@@ -155,30 +158,30 @@ class Program(Tape):
 
     # -- norms ----------------------------------------------------------------------------------------
 
-    def rms_norm(self, x: Tensor, weight: Param, *, rows: int = 1, gemma: bool = False) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Param, *, rows: int = 1, wide: bool = False) -> Tensor:
         """LlamaRMSNorm and its kin: an fp32 copy, rsqrt of the mean square, the product with the weight.
 
-        Gemma multiplies in fp32 by (1 + weight) before it casts back.
+        ``wide``: the product with the weight is made in fp32 before the cast back (Gemma, OLMo 2).
         """
         if self.mode.liger or self.mode.fused:
             return self._fused_norm(x, weight, rows)
         source = x
-        wide = self.cast(source, FP32)
-        square = self._square(wide)
+        full = self.cast(source, FP32)
+        square = self._square(full)
         variance = self._reduce(square, rows)
         del square
         inverse = self.unary(variance, saves="output")
         del variance
-        normed = self.new(wide.elems, FP32)
+        normed = self.new(full.elems, FP32)
         self.link(
             normed,
-            (wide, inverse),
-            ((wide.elems, FP32), (inverse.elems, FP32)),
-            saved=(inverse, wide),
-            temps=((wide.elems, FP32, ACTIVATION),),  # grad * x before its sum over the row
+            (full, inverse),
+            ((full.elems, FP32), (inverse.elems, FP32)),
+            saved=(inverse, full),
+            temps=((full.elems, FP32, ACTIVATION),),  # grad * x before its sum over the row
         )
-        del wide, inverse
-        if gemma:
+        del full, inverse
+        if wide:
             wide_out = self.mul_weight(normed, weight)
             del normed
             return self.cast(wide_out, source.itemsize)
@@ -214,6 +217,29 @@ class Program(Tape):
         stats = self.new((0, 2, 0), FP32)
         grads = [((p.count, 0, 0), p.itemsize) if p is not None and p.trained else None for p in (weight, bias)]
         self.link(out, (x, weight, bias), ((x.elems, x.itemsize), *grads), saved=(x, stats))
+        return out
+
+    def written_out_norm(self, x: Tensor, weight: Param) -> Tensor:
+        """CohereLayerNorm: in fp32, centred once for the variance and once more for the result; both stay."""
+        full = self.cast(x, FP32)
+        centred = self.scale(full)
+        square = self._square(centred)
+        del centred
+        inverse = self.unary(self._reduce(square, 1), saves="output")
+        del square
+        centred = self.scale(full)
+        normed = self.new(full.elems, FP32)
+        self.link(
+            normed, (centred, inverse), ((full.elems, FP32), (inverse.elems, FP32)), saved=(inverse, centred),
+            temps=((full.elems, FP32, ACTIVATION),),
+        )  # fmt: skip
+        del centred, inverse, full
+        return self.cast(self.mul_weight(normed, weight), x.itemsize)
+
+    def clone(self, x: Tensor) -> Tensor:
+        """A copy of the same dtype; its gradient passes through."""
+        out = self.new(x.elems, x.itemsize)
+        self.link(out, (x,), (PASS,))
         return out
 
     # -- positions ------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ class Regime:
     upcast_frozen_on_sharding: bool = False  # accelerate 1.11 casts the whole FSDP2 model to fp32
     load_dtype: Dtype = "bf16"
     quantized: Literal["dense", "nf4", "int8", "gptq"] = "dense"
+    wide_stream: bool = False
     known_engine: bool = True
 
     @property
@@ -66,7 +67,7 @@ class Regime:
         """dtype of the residual stream: the embedding's, and fp32 where fp32 norms meet quantized linears, which hand
         out the dtype they were given (bitsandbytes Linear4bit.forward).
         """
-        if self.norms == "fp32" and self.quantized in ("nf4", "int8"):
+        if self.wide_stream or (self.norms == "fp32" and self.quantized in ("nf4", "int8")):
             return "fp32"
         return self.embedding
 
@@ -86,7 +87,7 @@ def resolve_regime(setup: TrainingSetup, spec: ModelSpec, *, has_bf16: bool | No
         setup.engine, setup.method, setup.stage, setup.parallelism or "none", setup.quantization_bit,
         setup.quantization_method, setup.param_dtype, setup.compute_dtype, setup.adapter_dtype, setup.kbit_upcast,
         setup.liger_kernel, setup.unsloth, setup.loss, versions, spec.stored_dtype,
-        spec.quantized.method if spec.quantized else None, spec.model_type, has_bf16 is not False,
+        spec.embedding_norm, spec.quantized.method if spec.quantized else None, spec.model_type, has_bf16 is not False,
     )  # fmt: skip
     return _resolve(key, _Keyed(setup))
 
@@ -109,7 +110,7 @@ class _Keyed:
 @lru_cache(maxsize=4096)
 def _resolve(key: tuple[object, ...], keyed: _Keyed) -> Regime:
     setup = keyed.setup
-    stored, prequantized, has_bf16 = key[-4], key[-3], bool(key[-1])
+    stored, embedding_norm, prequantized, has_bf16 = key[-5], key[-4], key[-3], bool(key[-1])
     compute = setup.compute_dtype or ("bf16" if has_bf16 else "fp16")
     sharded = setup.parallelism or "none"
     quantized = _quantized(setup, prequantized)
@@ -140,6 +141,7 @@ def _resolve(key: tuple[object, ...], keyed: _Keyed) -> Regime:
         stacked_experts=version_of(setup, "transformers") >= (5,) and setup.engine not in OWN_LOOPS,
         upcast_frozen_on_sharding=sharded == "fsdp2" and autocast and version_of(setup, "accelerate") < (1, 12),
         quantized=quantized,
+        wide_stream=autocast and str(embedding_norm).startswith("layernorm"),
         known_engine=setup.engine in TRAINER_ENGINES | OWN_LOOPS,
     )
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.curves import BlockCurve, block_curve, final_norm
+from planner.memory.habits import MASKED_BROADCAST, WITHOUT_SDPA, has_dropout
 from planner.memory.layout import Layout
 from planner.memory.loss import holds_outputs, loss_bytes
 from planner.memory.ops import Mode
-from planner.memory.regime import DEEPSPEED, FSDP, Regime, bytes_of, version_of
+from planner.memory.regime import DEEPSPEED, FSDP, OWN_LOOPS, Regime, bytes_of, version_of
 from planner.memory.result import Phase
 from planner.memory.tape import Moment
 from planner.memory.units import Layer, Parts
@@ -61,7 +62,7 @@ class Timeline:
         layout = step.layout
         self.weights = layout.weights + step.extra_weights
         kept = sum(stretch.number * self._kept_by(stretch) for stretch in self.stretches)
-        self.inputs = INPUT_BYTES_PER_TOKEN * self.tokens + (step.in_flight - 1) * kept
+        self.inputs = INPUT_BYTES_PER_TOKEN * self.tokens + (step.in_flight - 1) * kept + self._leaf()
 
     def at(
         self, phase: Phase, activations: int, *, gradients: int = 0, logits: int = 0, temporaries: int = 0,
@@ -115,6 +116,16 @@ class Timeline:
             below += stretch.number * each
             casts += stretch.number * cast
         return below, casts
+
+    def _leaf(self) -> int:
+        """Adapters under checkpointing: the embedding's output is made a leaf that wants a gradient (peft's
+        enable_input_require_grads). Where the first layer reads something made from it, both live.
+        """
+        step, spec = self.step, self.step.spec
+        made = spec.scaled_embedding or spec.position_embeddings or spec.embedding_norm != "none"
+        if not made or not step.setup.is_adapter or step.setup.gradient_checkpointing is False:
+            return 0
+        return bytes_of(step.regime.embedding) * spec.hidden * self.tokens
 
     def _narrow_start(self) -> int:
         """The first checkpoint is the embedding's output: narrower where the stream widens behind it (0 or less)."""
@@ -195,7 +206,7 @@ class Timeline:
 
     def _backward(self, below: int) -> None:
         """Walk down the layers: kept tensors shrink, gradients grow; each stretch is worst at one of its ends."""
-        _step, layout = self.step, self.step.layout
+        layout = self.step.layout
         gradients = layout.gradients_carried + layout.gradients.get("head", 0) + self._tied_head()
         gathered = layout.gathered_backward + layout.reducing
         finished = 0
@@ -216,6 +227,8 @@ class Timeline:
         parts, spec = self.step.parts, self.step.spec
         if not (parts.embedding_trained and parts.head_trained and spec.tied_embeddings):
             return 0
+        if not self.step.layout.gradients.get("embedding", 0):  # gradients are taken away as they come
+            return 0
         return spec.vocab * spec.hidden * bytes_of(self.step.regime.gradient)
 
     def _lingering(self, done: int, boundary: int) -> int:
@@ -224,11 +237,12 @@ class Timeline:
         return done * boundary + max(0, done - 1) * extra if extra else 0
 
     def _embedding(self, gradients: int) -> None:
+        """The embedding's gradient arrives last. A tied one is added to the head's: out of place, because the head's is
+        a transposed view (input_buffer.cpp), unless a cast or a compiled graph made it anew.
+        """
         step, layout = self.step, self.step.layout
         arriving = layout.gradients.get("embedding", 0)
-        # The waiting gradient of a matmul is a view of its transposed product, which autograd never adds into: the sum
-        # is a third tensor. Autocast's cast back to fp32 is no view.
-        summed = 0 if step.regime.autocast else self._tied_head()
+        summed = self._tied_head() if step.regime.autocast is None and not step.setup.torch_compile else 0
         self.at("backward", self.stream, gradients=gradients + arriving + summed,
                 gathered=layout.reducing + layout.end_of_backward)  # fmt: skip
         if step.setup.gradient_accumulation_steps > 1 and step.parts.trained:
@@ -355,7 +369,7 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         setup.liger_kernel or setup.torch_compile,
         _fused_kernels(setup),
         parallelism not in FSDP | DEEPSPEED and not setup.optimizer_in_backward,
-        step.spec.dropout,
+        has_dropout(step.spec),
         setup.engine == "litgpt",
     )
 
@@ -374,16 +388,22 @@ def _fused_kernels(setup: TrainingSetup) -> bool:
 
 def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: bool) -> str:
     """The kernel that runs, which is not always the one asked for."""
-    if setup.attention == "eager":
-        return "eager"
-    if setup.attention == "flash_attention_2":
+    attention, kind = layer.block.attention, spec.model_type
+    own_loop = setup.engine in OWN_LOOPS
+    if setup.attention == "flash_attention_2" and kind not in ("bloom", "mpt"):
         return "flash"
-    if any(run.block.attention.softcap or run.block.attention.sinks for run in spec.runs):
-        return "eager"  # SDPA has neither soft-capping nor sinks; transformers takes the eager path
-    attention = layer.block.attention
-    if not has_flash and attention.kv_heads != attention.heads and version_of(setup, "transformers") >= (4, 48):
-        return "eager"  # grouped heads without flash kernels: SDPA falls back to its S x S math path
-    return "efficient" if setup.padded or not has_flash else "sdpa"
+    if setup.attention == "eager" or (kind in WITHOUT_SDPA and not own_loop):
+        return "sinks" if attention.sinks else "eager"
+    if attention.kind == "mla":
+        return "masked" if setup.padded else "efficient"  # flash kernels want equal widths of keys and values
+    if kind in MASKED_BROADCAST:
+        return "broadcast"
+    if setup.padded or (attention.sliding_window is not None and setup.seq_len > attention.sliding_window):
+        return "masked"
+    if has_flash:
+        return "sdpa"
+    grouped = attention.kv_heads != attention.heads and version_of(setup, "transformers") >= (4, 48)
+    return "eager" if grouped else "efficient"  # grouped heads without flash kernels: SDPA's S x S math path
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,30 @@
+"""Habits of modeling code that matter for memory, by model type. Source: transformers 5.23, models/*/modeling_*.py."""
+
+from __future__ import annotations
+
+from planner.model.spec import ModelSpec
+
+# No SDPA path: asked for it, the model runs its eager attention (_supports_sdpa absent or False).
+WITHOUT_SDPA = frozenset(
+    {"bloom", "mpt", "gpt_neo", "gptj", "codegen", "gemma2", "gpt_oss", "qwen", "baichuan", "internlm2", "chatglm"}
+)
+# Rotation ends in torch.cat, whose result is laid out head by head: the kernel's output follows that layout and is
+# copied before the output projection. Partial rotation always does.
+JOINED_ROTATION = frozenset({"phi3", "gpt_neox", "glm", "glm4", "glm4_moe", "qwen3_next"})
+# The norm multiplies by its weight in fp32 and casts afterwards, so the fp32 product's input is what is kept.
+WIDE_NORM = frozenset(
+    {"gemma", "gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3", "gpt_oss", "qwen3_next", "qwen3_5_text"}
+)
+# Layer norm written out in fp32 operations: the centred input is made, and kept, twice.
+WRITTEN_OUT_NORM = frozenset({"cohere", "cohere2"})
+# The router's matmul runs on an fp32 copy of the hidden states.
+WIDE_ROUTER = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe"})
+# Always hands a mask to SDPA, and keys and values of one head are broadcast without a copy.
+MASKED_BROADCAST = frozenset({"falcon"})
+# Residual dropout of 0.1 in training unless the config says otherwise.
+RESIDUAL_DROPOUT = frozenset({"gpt2", "gpt_bigcode", "opt"})
+
+
+def has_dropout(spec: ModelSpec) -> bool:
+    """Whether the residual branches drop in training."""
+    return spec.dropout or spec.model_type in RESIDUAL_DROPOUT
