@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from planner.errors import PlannerError
+from planner.plan.guides import rule_of_thumb
 from planner.plan.plan import Configuration
 from planner.search.climb import Outcome, Round, offload_rungs
 from planner.search.desk import Desk
@@ -29,7 +33,9 @@ def held_by(setup: TrainingSetup) -> str:
 def reasons_of(desk: Desk, outcome: Outcome) -> tuple[str, ...]:
     """Why this class, why not the better ones, and what the rest of the memory was spent on."""
     reasons = [_why_chosen(desk, outcome)] if outcome.chosen is not None else []
-    reasons += [_why_not(desk, outcome, each) for each in _passed_over(outcome)]
+    passed = _passed_over(outcome)
+    reasons += [_why_not(desk, outcome, each) for each in passed]
+    reasons += [_thumb(desk, outcome, each) for each in passed if each.method_class == "full" and not each.refused]
     if outcome.chosen is not None:
         reasons += _spent(desk, outcome, outcome.chosen)
     return tuple(reason for reason in reasons if reason)
@@ -73,6 +79,20 @@ def _why_not(desk: Desk, outcome: Outcome, each: Round) -> str:
     short = f"{show_gib(price.required_bytes)} of {show_gib(desk.capacity_bytes)} a GPU"
     more = _states(desk, each) + _no_offload(desk, outcome, each)
     return f"{each.label} does not fit: at its leanest ({held_by(lean)}) it needs {short}{more}"
+
+
+def _thumb(desk: Desk, outcome: Outcome, each: Round) -> str:
+    """A popular guide's sum for full fine-tuning beside ours, for one GPU that is large enough."""
+    setup = outcome.terms.batch.split(each.space.base, outcome.terms.batch.micro_sizes[0])
+    alone = replace(desk.machine, gpus=desk.machine.gpus[:1], nodes=1)
+    samples = setup.micro_batch_size
+    guide = rule_of_thumb(desk.spec.parameters, samples=samples, seq_tokens=setup.seq_len)
+    try:
+        ours = desk.price_of(setup.but(parallelism="none", offload="none"), desk.spec, alone)
+    except PlannerError:
+        return ""
+    said = f"a common rule of thumb says {guide.words()} for full fine-tuning on one GPU at micro batch {samples}"
+    return f"{said}; with gradients, fp32 copies and what the layers keep it is {ours.allocated_bytes / 1e9:.0f} GB"
 
 
 def _no_offload(desk: Desk, outcome: Outcome, each: Round) -> str:

@@ -143,16 +143,15 @@ def search(desk: Desk, terms: Terms) -> Outcome:
     """The climb, and with consent (shorter-sequences allowed) the same at half the length, a quarter, ..."""
     outcome = Climber(desk, terms).climb()
     rung = next((rung for rung in terms.ladder if rung.steps == "seq_len"), None)
-    if rung is None or terms.bar(rung):
-        return outcome
+    asked = terms.request.seq_len
     length = terms.start.seq_len // 2
-    while outcome.verdict != "fits" and length >= SHORTEST_SEQUENCE:
+    while rung is not None and not terms.bar(rung) and outcome.verdict != "fits" and length >= SHORTEST_SEQUENCE:
         shorter = replace(terms, start=terms.start.but(seq_len=length))
         found = Climber(desk, shorter).climb()
-        if found.verdict == "fits":
-            return replace(found, terms=replace(shorter, start=terms.start), shortened=length)
+        outcome = replace(found, terms=terms) if found.verdict == "fits" else outcome
         length //= 2
-    return outcome
+    end = outcome.chosen or terms.start
+    return replace(outcome, shortened=end.seq_len) if end.seq_len < asked else outcome
 
 
 def offload_rungs(terms: Terms) -> list[Rung]:

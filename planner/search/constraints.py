@@ -150,16 +150,6 @@ def config_violations(
     )
 
 
-def refusal(setup: TrainingSetup, spec: ModelSpec | None, machine: Machine | None, *, strict: bool) -> str | None:
-    """Why a setup may not be used, or None. ``strict``: also refuse what nothing shows to work."""
-    refused = ("forbid", "unproven") if strict else ("forbid",)
-    facts = Facts(setup, spec, machine)
-    for rule in _met(facts):
-        if rule.effect in refused:
-            return f"{fill(rule.reason, facts)} (rule {rule.id})"
-    return None
-
-
 def check(setup: TrainingSetup, spec: ModelSpec | None = None, machine: Machine | None = None) -> tuple[str, ...]:
     """Warnings about a setup that may be used.
 
@@ -169,6 +159,22 @@ def check(setup: TrainingSetup, spec: ModelSpec | None = None, machine: Machine 
     if found and found[0].effect == "forbid":
         raise InputError(f"{found[0].sentence} (rule {found[0].rule_id})")
     return tuple(f"{violation.sentence} (rule {violation.rule_id})" for violation in found)
+
+
+def newly_met(
+    before: TrainingSetup,
+    after: TrainingSetup,
+    spec: ModelSpec | None,
+    machine: Machine | None,
+    *,
+    effects: tuple[Effect, ...] = ("forbid", "unproven", "ignored"),
+) -> str | None:
+    """The sentence of a rule that a change makes the setup meet, of those effects, or None."""
+    old = {found.rule_id for found in violations(before, spec, machine)}
+    for found in violations(after, spec, machine):
+        if found.rule_id not in old and found.effect in effects:
+            return f"{found.sentence} (rule {found.rule_id})"
+    return None
 
 
 def required_packages(

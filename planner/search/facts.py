@@ -14,6 +14,7 @@ from typing import Any
 
 from planner.hardware.machine import Machine
 from planner.model.spec import Block, ModelSpec
+from planner.rulebook.load import engine_rows
 from planner.training import FIELD_NAMES, Targets, TrainingSetup
 
 _GEFORCE = re.compile(r"(?:geforce\s*)?rtx\s*(\d\d)\d\d", re.IGNORECASE)
@@ -135,6 +136,16 @@ def _quantized(name: str) -> Callable[[Facts], Any]:
     return look
 
 
+def _engine_has(kind: str, field: str) -> Callable[[Facts], bool | None]:
+    """Whether the engine's row lists the setup's value of a field; None for an engine without a row."""
+
+    def look(facts: Facts) -> bool | None:
+        row = engine_rows().get(facts.setup.engine)
+        return facts.get(field) in row[kind] if row is not None else None
+
+    return look
+
+
 def _mixed(facts: Facts) -> bool | None:
     if facts.machine is None:
         return None
@@ -171,6 +182,9 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "checkpointed": lambda facts: facts.setup.gradient_checkpointing is not False,
     "model_parallel": _model_parallel,
     "parallel_remainder": lambda facts: (_world(facts) or 0) % _model_parallel(facts),
+    "engine.has_stage": _engine_has("stages", "stage"),
+    "engine.has_method": _engine_has("methods", "method"),
+    "engine.has_parallelism": _engine_has("parallelism", "parallelism"),
     "machine.world_size": _world,
     "machine.gpus_per_node": _machine("gpus_per_node"),
     "machine.nodes": _machine("nodes"),

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from planner.plan.plan import RungReport
 from planner.search.climb import Outcome, Rivals, Round
+from planner.search.constraints import newly_met
 from planner.search.desk import Desk
 from planner.search.rungs import Rung
-from planner.search.spend import unhelpful
 from planner.training import TrainingSetup
 from planner.units import show_gib
 
@@ -85,7 +85,7 @@ class Teller:
     def _skipped_step(self, rung: Rung, end: TrainingSetup, barred: str | None) -> RungReport:
         after = self._tried(rung, end)
         unmet = self.outcome.terms.unmet(rung, end, self.desk.spec, self.desk.machine)
-        useless = unmet or unhelpful(self.desk, end, after)
+        useless = unmet or newly_met(end, after, self.desk.spec, self.desk.machine)
         if useless:
             return self._bare(rung, f"{barred}; {useless}" if barred else useless)
         return self._report(rung, False, barred or self._why_not(rung, end, after), end, after)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from planner.search.constraints import violations
+from planner.search.constraints import newly_met
 from planner.search.desk import Desk
 from planner.search.rungs import Rung
 from planner.search.walk import Terms
@@ -129,16 +129,7 @@ def _gather(desk: Desk, terms: Terms, start: TrainingSetup, rungs: Iterable[Rung
 def _freely(desk: Desk, terms: Terms, base: TrainingSetup, rung: Rung) -> TrainingSetup:
     """The base with a free rung, or as it was where the rung would be refused or dropped by the engine."""
     taken = terms.take(rung, base)
-    return base if taken is base or unhelpful(desk, base, taken) else taken
-
-
-def unhelpful(desk: Desk, before: TrainingSetup, after: TrainingSetup) -> str | None:
-    """The sentence of a rule that the change newly meets and that makes it useless here, or None."""
-    old = {found.rule_id for found in violations(before, desk.spec, desk.machine)}
-    for found in violations(after, desk.spec, desk.machine):
-        if found.rule_id not in old and found.effect in ("forbid", "unproven", "ignored"):
-            return f"{found.sentence} (rule {found.rule_id})"
-    return None
+    return base if taken is base or newly_met(base, taken, desk.spec, desk.machine) else taken
 
 
 def best_of(desk: Desk, setups: Iterable[TrainingSetup], terms: Terms) -> TrainingSetup | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ from planner.model.spec import ModelSpec
 from planner.plan.plan import Request
 from planner.search.batch import Batch, plan_batch
 from planner.search.conditions import first_unmet
+from planner.search.constraints import newly_met
 from planner.search.facts import Facts
 from planner.search.rungs import Ladder, Rung, load_ladder
 from planner.training import TrainingSetup, setup_from_mapping
+
+# What switches of free rungs are when they are off; a required rung is compared with the setup without it.
+_PLAIN: dict[str, Any] = {"liger_kernel": False, "unsloth": False, "attention": "eager", "optim": "adamw_torch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,8 @@ def settle(request: Request, spec: ModelSpec, machine: Machine) -> Terms:
     fixed = {**pinned, **_changes(required, pinned)}
     shared = [int(fixed.get(f"{kind}_parallel", 1)) for kind in ("tensor", "pipeline", "context")]
     ranks = max(1, machine.world_size // (shared[0] * shared[1] * shared[2]))
-    batch = plan_batch(request.global_batch, ranks, pinned)
-    start = _start(request, machine, fixed, batch)
+    batch = _held(plan_batch(request.global_batch, ranks, pinned), request, ladder)
+    start = _start(request, _carrier(fixed, ladder, machine), fixed, batch)
     terms = Terms(request=request, ladder=ladder, batch=batch, start=start, fixed=fixed)
     _check_required(terms, required, spec, machine)
     return terms
@@ -84,10 +88,20 @@ def settle(request: Request, spec: ModelSpec, machine: Machine) -> Terms:
 def _check_ids(request: Request, ladder: Ladder) -> None:
     for flag, ids in (("allow", request.allow), ("require", request.require), ("forbid", request.forbid)):
         ladder.require_known(ids, place=f"--{flag}: rung")
+    _check_forbidden(request, ladder)
     for kept, place in ((request.require, "--require"), (request.allow, "--allow")):
         both = sorted(kept & request.forbid)
         if both:
             raise InputError(f"rung {both[0]} stands in both {place} and --forbid: keep one")
+
+
+def _check_forbidden(request: Request, ladder: Ladder) -> None:
+    """Raises InputError for a rung that is forbidden and asked for field by field."""
+    asked = {**_from_request(request), **request.pinned}
+    for rung in ladder:
+        if rung.id in request.forbid and rung.changes and all(asked.get(k) == v for k, v in rung.changes.items()):
+            flags = " ".join(f"--{name.replace('_', '-')} {_said(asked[name])}" for name in rung.changes)
+            raise InputError(f"--forbid {rung.id} stands against {flags}: keep one")
 
 
 def _required(request: Request, ladder: Ladder) -> list[Rung]:
@@ -111,32 +125,56 @@ def _changes(required: list[Rung], pinned: Mapping[str, Any]) -> dict[str, Any]:
                 raise InputError(f"--require {rung.id} sets {name} to {_said(value)}, against {origin[name]}: keep one")
             changes[name] = value
             origin[name] = f"--require {rung.id}"
-        if rung.through and "parallelism" not in changes and "parallelism" not in pinned:
-            changes["parallelism"] = rung.through[-1]
     return changes
+
+
+def _held(batch: Batch, request: Request, ladder: Ladder) -> Batch:
+    """The micro batch fixed where it starts if the rung that lowers it is forbidden, at 1 if it is required."""
+    if batch.fixed_micro is not None:
+        return batch
+    rung = next((rung for rung in ladder if rung.steps == "micro_batch_size"), None)
+    if rung is None or rung.id in request.forbid:
+        return replace(batch, fixed_micro=batch.start_micro)
+    return replace(batch, fixed_micro=1) if rung.id in request.require else batch
+
+
+def _carrier(fixed: Mapping[str, Any], ladder: Ladder, machine: Machine) -> str:
+    """Where the walk starts: one process a GPU, or what carries an offload that was asked for."""
+    wanted = fixed.get("offload", "none")
+    if wanted != "none":
+        through = next(
+            (rung.through for rung in ladder if rung.changes.get("offload") == wanted and rung.through), None
+        )
+        return through[0] if through else "zero3"
+    return "ddp" if machine.world_size > 1 else "none"
 
 
 def _from_request(request: Request) -> dict[str, Any]:
     return {"method": request.method} if request.method not in (None, "auto") else {}
 
 
-def _start(request: Request, machine: Machine, fixed: Mapping[str, Any], batch: Batch) -> TrainingSetup:
+def _start(request: Request, parallelism: str, fixed: Mapping[str, Any], batch: Batch) -> TrainingSetup:
     """Full fine-tuning as naively as it can be written; the free rungs are part of the walk."""
     naive: dict[str, Any] = {
         "model": request.model,
         "stage": request.stage,
         "method": "full",
-        "seq_len": request.seq_len,
+        "seq_len": _length(request),
         "engine": request.engine,
         "gpus": request.gpus,
         "attention": "eager",
         "optim": "adamw_torch",
         "compute_dtype": "fp32",
         "gradient_checkpointing": False,
-        "parallelism": "ddp" if machine.world_size > 1 else "none",
+        "parallelism": parallelism,
     }
     setup = setup_from_mapping({**naive, **fixed}, place="the request")
     return batch.split(setup, batch.start_micro)
+
+
+def _length(request: Request) -> int:
+    """Half of what was asked for where shorter sequences are required, else all of it."""
+    return max(1, request.seq_len // 2) if "shorter-sequences" in request.require else request.seq_len
 
 
 def _check_required(terms: Terms, required: list[Rung], spec: ModelSpec, machine: Machine) -> None:
@@ -145,6 +183,10 @@ def _check_required(terms: Terms, required: list[Rung], spec: ModelSpec, machine
         reason = terms.unmet(rung, terms.start, spec, machine)
         if reason is not None and not _only_for_sharding(rung, machine):
             raise InputError(f"--require {rung.id}: {reason}")
+        without = terms.start.but(**{name: _PLAIN[name] for name in rung.changes if name in _PLAIN})
+        dropped = newly_met(without, terms.start, spec, machine, effects=("ignored",))
+        if dropped is not None:
+            raise InputError(f"--require {rung.id}: {dropped}")
 
 
 def _only_for_sharding(rung: Rung, machine: Machine) -> bool:

@@ -29,6 +29,8 @@ FOREACH_FACTOR = 1.6  # AdamW by foreach moves its states in several kernels
 OVERLAP = 0.7  # part of a step during which collectives can run unseen
 EXPOSED = 0.15  # part of their time that is seen all the same
 KNOWN_ERROR = 0.25
+GENERATING = frozenset({"ppo", "grpo"})
+WITH_REFERENCE = frozenset({"dpo", "kto"})  # a second forward pass: the reference model's, or without adapters
 UNKNOWN_SPREAD = 3.0
 UNKNOWN_LINK_SPREAD = 2.0
 
@@ -48,11 +50,12 @@ class _Card:
 def predict_speed(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Speed | None:
     """Predicted training throughput over all GPUs, in tokens (padding included) per second.
 
-    None where the card is known and its throughput in the setup's dtype is not. For an unnamed card the interval
-    spans what cards of its kind differ by.
+    None where the card is known and its throughput in the setup's dtype is not, and for stages that generate text
+    (ppo, grpo), most of whose time no figure here describes. For an unnamed card the interval spans what cards of
+    its kind differ by.
     """
     card = _card(setup, machine)
-    if card is None:
+    if card is None or setup.stage in GENERATING:
         return None
     way = paths(machine)
     work = token_work(setup, spec)
@@ -134,17 +137,18 @@ def _micro_parts(setup: TrainingSetup, card: _Card, work: TokenWork) -> dict[str
     shared = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel
     tokens = setup.seq_len * setup.micro_batch_size * setup.sequences_per_sample / shared
     again = _recomputed(setup)
-    flops = work.matmul_flops * (2 + work.weight_share) + again * (work.matmul_flops - work.head_flops)
+    reference = 1.0 if setup.stage in WITH_REFERENCE else 0.0
+    flops = work.matmul_flops * (2 + work.weight_share + reference) + again * (work.matmul_flops - work.head_flops)
     share = EAGER_SHARE if setup.attention == "eager" else ATTENTION_SHARE
     attention = work.attention_flops * (3.5 + again) * MATMUL_SHARE / share
     busy = tokens / (tokens + HALF_FULL_TOKENS)
-    passes = 3 + again
+    passes = 3 + again + reference
     moved = (work.moved_bytes * passes + work.logit_bytes) * tokens
     moved += _dequantized_bytes(setup, work) * (2 + again)
     return {
         "arithmetic": tokens * (flops + attention) / (card.flops_per_s * MATMUL_SHARE * busy),
         "memory traffic": moved / (card.bytes_per_s * BANDWIDTH_SHARE),
-        "kernel launches": work.kernels * (2.2 + again) * LAUNCH_S,
+        "kernel launches": work.kernels * (2.2 + again + reference) * LAUNCH_S,
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 from planner.errors import InputError
 from planner.hardware.parse import parse_machine
 from planner.model.catalogue import resolve
+from planner.plan.guides import rule_of_thumb
 from planner.plan.make import make_plan
 from planner.plan.plan import Plan, Request
 from planner.units import GIB
@@ -97,6 +98,15 @@ def test_preset_of_two_48_gb_cards_fits_at_33_gb() -> None:
     assert answer.verdict == "fits"
     assert answer.chosen is not None
     assert 32.5 * GB < answer.chosen.estimate.allocated_bytes < 34.5 * GB
+
+
+def test_the_guides_formula_is_shown_beside_the_figure() -> None:
+    guide = rule_of_thumb(7 * GB, samples=1, seq_tokens=2048)
+    assert guide.words() == "14 + 28 + 5 + 1.5 = 48.5 GB"
+    told = next(each for each in plan("3x20GB").reasons if "rule of thumb" in each)
+    assert "15.2 + 30.5 + 5 + 1.5 = 52.2 GB" in told
+    ours = int(told.rpartition("it is ")[2].removesuffix(" GB"))
+    assert 120 < ours < 180
 
 
 PRESET_80 = {"micro_batch_size": 4, "gradient_accumulation_steps": 4, "liger_kernel": False, "parallelism": "ddp"}

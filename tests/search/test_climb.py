@@ -203,6 +203,8 @@ BAD = [
     ({"require": names("galore", "zero2")}, "rule lf-24-galore-deepspeed"),
     ({"require": names("pure-bf16", "zero3")}, "rule lf-22-pure-bf16-zero3"),
     ({"method": "qlora", "pinned": {"quantization_bit": 8, "parallelism": "fsdp"}}, "rule lf-33-8bit-sharded"),
+    ({"forbid": names("zero2"), "pinned": {"parallelism": "zero2"}}, "stands against --parallelism zero2"),
+    ({"forbid": names("lora"), "method": "lora"}, "stands against --method lora"),
     ({"global_batch": 0}, "--global-batch 0"),
 ]
 
@@ -212,6 +214,38 @@ def test_impossible_requests_are_one_sentence(fields: dict[str, Any], part: str)
     with pytest.raises(InputError) as problem:
         plan(**fields)
     assert part in problem.value.sentence
+
+
+def test_requiring_what_the_engine_would_drop_is_bad_input() -> None:
+    bloom = replace(SPEC, model_type="bloom")
+    with pytest.raises(InputError, match=r"--require liger: Liger has no kernels for bloom"):
+        make_plan(
+            Request(model="7B", require=names("liger")), bloom, machine(1), price=fake_price, estimate=fake_estimate
+        )
+    unasked = make_plan(Request(model="7B"), bloom, machine(1), price=fake_price, estimate=fake_estimate)
+    assert not report(unasked, "liger").applied
+    assert "no kernels for bloom" in report(unasked, "liger").reason
+
+
+def test_the_micro_batch_can_be_held_or_driven_down() -> None:
+    held = plan(3, 80, forbid=names("micro-batch")).chosen
+    least = plan(3, 80, require=names("micro-batch")).chosen
+    assert held is not None
+    assert least is not None
+    assert (held.setup.micro_batch_size, least.setup.micro_batch_size) == (7, 1)
+
+
+def test_requiring_shorter_sequences_cuts_once() -> None:
+    answer = plan(3, 80, require=names("shorter-sequences"))
+    assert answer.chosen is not None
+    assert answer.chosen.setup.seq_len == 1024
+    assert report(answer, "shorter-sequences").applied
+
+
+def test_an_offload_that_is_required_brings_its_sharding() -> None:
+    chosen = plan(1, 80, require=names("offload-optimizer")).chosen
+    assert chosen is not None
+    assert (chosen.method_class, chosen.setup.parallelism, chosen.setup.offload) == ("full", "zero2", "optimizer")
 
 
 def test_a_machine_without_gpus_is_bad_input() -> None:
