@@ -180,7 +180,7 @@ class TestAccumulation:
         assert self.run(second_pass=False) == (80, 0)
 
     def test_the_first_gradient_to_arrive_decides(self) -> None:
-        """The passed gradient is d itself and d is the left branch's until it ran: 20 root + d + d1, summed in place."""
+        """The passed gradient is d itself, the left branch's until it ran: 20 root + d + d1, summed in place."""
         assert self.run(second_pass=True) == (60, 0)
 
     def test_a_shared_gradient_gets_a_sum_of_its_own(self) -> None:
@@ -262,7 +262,7 @@ class TestWeights:
         assert max(m.const for m in tape.meter.close()) == 0
 
     def test_a_cast_weight_hands_its_gradient_on_as_fp32(self) -> None:
-        """Autocast's copy is an activation-like graph node: its 16-bit gradient lives beside the fp32 one, then goes."""
+        """Autocast's copy is a graph node of its own: its 16-bit gradient lives beside the fp32 one, then goes."""
         tape = Tape()
         param = Param(1000, 4, trained=True)
         copy = tape.new((1000, 0, 0), 2, TEMPORARY)
