@@ -8,7 +8,7 @@ from planner.model.families import Traits
 from planner.model.keys import Keys
 from planner.model.spec import Attention, Block, ModelSpec, NormKind, Run
 
-_BIASED = Traits(qkv_bias=True, out_bias=True, mlp_bias=True, gated=False, norm="layernorm")
+_BIASED = Traits(qkv_bias=True, out_bias=True, mlp_bias=True, gated=False, grouped=False, norm="layernorm")
 
 
 def _one_key_head_if_multi_query(keys: Keys, attention: Attention, layer: int) -> Attention:
@@ -95,7 +95,8 @@ CLASSIC: dict[str, Traits] = {
         _BIASED, fused_qkv=True, rope="alibi", embedding_norm="layernorm", fixed={"hidden_act": "gelu_tanh"}
     ),
     "mpt": Traits(
-        gated=False, fused_qkv=True, norm="layernorm_no_bias", rope="alibi", fixed={"hidden_act": "gelu"},
+        gated=False, grouped=False, fused_qkv=True, norm="layernorm_no_bias", rope="alibi",
+        fixed={"hidden_act": "gelu"},
     ),
     "opt": replace(
         _BIASED, qkv_bias="enable_bias", out_bias="enable_bias", mlp_bias="enable_bias", rope="learned",

@@ -16,16 +16,19 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "vocab_size": 32000, "tie_word_embeddings": False, "hidden_act": "silu", "max_position_embeddings": 2048,
     },
     "qwen2": {
+        "num_key_value_heads": 32,
         "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32, "num_attention_heads": 32,
         "vocab_size": 151936, "tie_word_embeddings": False, "hidden_act": "silu", "max_position_embeddings": 32768,
         "max_window_layers": 28,
     },
     "qwen3": {
+        "num_key_value_heads": 32, "head_dim": 128,
         "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32, "num_attention_heads": 32,
         "vocab_size": 151936, "tie_word_embeddings": False, "hidden_act": "silu", "max_position_embeddings": 32768,
         "max_window_layers": 28,
     },
     "qwen2_moe": {
+        "num_key_value_heads": 16,
         "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16,
         "vocab_size": 151936, "tie_word_embeddings": False, "qkv_bias": True, "hidden_act": "silu",
         "max_position_embeddings": 32768, "max_window_layers": 28, "num_experts": 60, "num_experts_per_tok": 4,
@@ -56,6 +59,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072, "num_local_experts": 8, "num_experts_per_tok": 2,
     },
     "gemma": {
+        "num_key_value_heads": 16,
         "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28, "num_attention_heads": 16,
         "head_dim": 256, "vocab_size": 256000, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh",
         "max_position_embeddings": 8192,
@@ -91,7 +95,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "activation_function": "gelu_new", "n_positions": 1024,
     },
     "gpt_bigcode": {
-        "n_embd": 768, "n_layer": 12, "n_head": 12, "num_key_value_heads": 1, "vocab_size": 50257,
+        "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257,
         "tie_word_embeddings": True, "activation_function": "gelu_pytorch_tanh", "n_positions": 1024, "multi_query":
         True,
     },
@@ -127,6 +131,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "gelu_pytorch_tanh", "max_position_embeddings": 4096,
     },
     "stablelm": {
+        "num_key_value_heads": 32,
         "hidden_size": 2560, "intermediate_size": 6912, "num_hidden_layers": 32, "num_attention_heads": 32,
         "vocab_size": 50304, "tie_word_embeddings": False, "hidden_act": "silu", "max_position_embeddings": 4096,
         "partial_rotary_factor": 0.25,
@@ -173,11 +178,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_local_experts": 8, "num_experts_per_tok": 2,
     },
     "glm": {
+        "head_dim": 128,
         "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40, "num_attention_heads": 32,
         "num_key_value_heads": 2, "vocab_size": 151552, "tie_word_embeddings": False, "attention_bias": True,
         "hidden_act": "silu", "max_position_embeddings": 131072, "partial_rotary_factor": 0.5,
     },
     "glm4": {
+        "head_dim": 128,
         "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40, "num_attention_heads": 32,
         "num_key_value_heads": 2, "vocab_size": 151552, "tie_word_embeddings": False, "attention_bias": True,
         "hidden_act": "silu", "max_position_embeddings": 131072, "partial_rotary_factor": 0.5,
@@ -191,14 +198,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {
         "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "head_dim": 64, "vocab_size": 102400, "tie_word_embeddings": False, "hidden_act": "silu",
+        "vocab_size": 102400, "tie_word_embeddings": False, "hidden_act": "silu",
         "max_position_embeddings": 2048, "n_routed_experts": 64, "moe_intermediate_size": 1407, "n_shared_experts":
         2, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim":
         128,
     },
     "deepseek_v3": {
+        "num_key_value_heads": 128,
         "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61, "num_attention_heads": 128,
-        "head_dim": 64, "vocab_size": 129280, "tie_word_embeddings": False, "hidden_act": "silu",
+        "vocab_size": 129280, "tie_word_embeddings": False, "hidden_act": "silu",
         "max_position_embeddings": 4096, "n_routed_experts": 256, "num_experts_per_tok": 8, "moe_intermediate_size":
         2048, "n_shared_experts": 1, "first_k_dense_replace": 3, "q_lora_rank": 1536, "kv_lora_rank": 512,
         "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
@@ -210,6 +218,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_local_experts": 128, "num_experts_per_tok": 4,
     },
     "llama4_text": {
+        "head_dim": 128,
         "hidden_size": 5120, "intermediate_size": 8192, "intermediate_size_mlp": 16384, "num_hidden_layers": 48,
         "num_attention_heads": 40, "num_key_value_heads": 8, "vocab_size": 202048, "tie_word_embeddings": False,
         "hidden_act": "silu", "max_position_embeddings": 131072, "use_qk_norm": True, "num_local_experts": 16,
@@ -246,11 +255,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_experts": 1, "moe_topk": 1,
     },
     "exaone4": {
+        "num_key_value_heads": 32,
         "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32, "num_attention_heads": 32,
         "vocab_size": 102400, "tie_word_embeddings": False, "hidden_act": "silu", "max_position_embeddings": 2048,
         "sliding_window": 4096,
     },
     "internlm3": {
+        "head_dim": 128,
         "hidden_size": 4096, "intermediate_size": 10240, "num_hidden_layers": 48, "num_attention_heads": 32,
         "num_key_value_heads": 2, "vocab_size": 128512, "tie_word_embeddings": False, "hidden_act": "silu",
         "max_position_embeddings": 32768,
@@ -261,11 +272,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072, "sliding_window": 4096,
     },
     "ministral3": {
+        "head_dim": 128,
         "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 34, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 131072, "tie_word_embeddings": False, "hidden_act": "silu",
         "max_position_embeddings": 262144,
     },
     "qwen3_5_text": {
+        "head_dim": 256,
         "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32, "num_attention_heads": 16,
         "num_key_value_heads": 4, "vocab_size": 248320, "tie_word_embeddings": False, "hidden_act": "silu",
         "max_position_embeddings": 32768, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
@@ -286,8 +299,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
     },
     "minicpm3": {
+        "num_key_value_heads": 40,
         "hidden_size": 2560, "intermediate_size": 6400, "num_hidden_layers": 62, "num_attention_heads": 40,
-        "head_dim": 32, "vocab_size": 73448, "tie_word_embeddings": True, "hidden_act": "silu",
+        "vocab_size": 73448, "tie_word_embeddings": True, "hidden_act": "silu",
         "max_position_embeddings": 32768, "q_lora_rank": 768, "kv_lora_rank": 256, "qk_nope_head_dim": 64,
         "qk_rope_head_dim": 32, "v_head_dim": 64,
     },
@@ -308,11 +322,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "activation_function": "gelu_new", "max_position_embeddings": 2048,
     },
     "dots1": {
+        "num_key_value_heads": 32,
         "hidden_size": 4608, "intermediate_size": 10944, "num_hidden_layers": 62, "num_attention_heads": 32,
         "vocab_size": 152064, "tie_word_embeddings": False, "hidden_act": "silu", "max_position_embeddings": 2048,
         "sliding_window": 4096, "max_window_layers": 62, "moe_intermediate_size": 1408,
     },
     "helium": {
+        "head_dim": 128, "num_key_value_heads": 20,
         "hidden_size": 2560, "intermediate_size": 7040, "num_hidden_layers": 24, "num_attention_heads": 20,
         "vocab_size": 48000, "tie_word_embeddings": False, "hidden_act": "silu", "max_position_embeddings": 4096,
     },

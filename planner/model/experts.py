@@ -23,6 +23,7 @@ from planner.model.spec import Attention, Mlp, ModelSpec, Moe
 def _moe(
     keys: Keys, *, width: int, shared: int | None = None, shared_gate: bool = False, bias: bool = False,
     router_bias: bool = False, correction: bool = False, stacked: bool = False, fused_shared: bool = False,
+    shared_bias: bool = False,
 ) -> Moe:  # fmt: skip
     activation = activation_of(keys)
     chosen = keys.whole("num_experts_per_tok")
@@ -30,7 +31,9 @@ def _moe(
         experts=keys.whole("num_local_experts"),
         experts_per_token=chosen,
         expert=Mlp(width=width, activation=activation, bias=bias),
-        shared=Mlp(width=shared, activation=activation, fused_gate_up=fused_shared) if shared else None,
+        shared=Mlp(width=shared, activation=activation, fused_gate_up=fused_shared, bias=shared_bias)
+        if shared
+        else None,
         shared_gate=shared_gate and bool(shared),
         router_bias=router_bias,
         router_correction_bias=correction,
@@ -56,6 +59,11 @@ def _qwen(keys: Keys, layer: int) -> Moe | None:
     dense = layer in (keys.items("mlp_only_layers") or [])
     if dense or keys.raw("num_local_experts") in (None, 0) or (layer + 1) % keys.whole("decoder_sparse_step", 1):
         return None
+    return _qwen_everywhere(keys, layer)
+
+
+def _qwen_everywhere(keys: Keys, layer: int) -> Moe | None:
+    """Qwen3.5 routes in every layer."""
     shared = None if keys.model_type == "qwen3_moe" else keys.maybe("shared_expert_intermediate_size")
     return _moe(keys, width=keys.whole("moe_intermediate_size"), shared=shared, shared_gate=True)
 
@@ -65,7 +73,8 @@ def _first_dense(keys: Keys, layer: int) -> Moe | None:
     if layer < (keys.maybe("first_k_dense_replace") or 0):
         return None
     width = keys.whole("moe_intermediate_size")
-    return _moe(keys, width=width, shared=width * (keys.maybe("n_shared_experts") or 0))
+    biased = keys.model_type == "deepseek_v2" and keys.flag("mlp_bias")
+    return _moe(keys, width=width, shared=width * (keys.maybe("n_shared_experts") or 0), shared_bias=biased)
 
 
 def _llama4(keys: Keys, layer: int) -> Moe | None:
@@ -108,7 +117,7 @@ def _ernie(keys: Keys, layer: int) -> Moe | None:
         return None
     width = keys.whole("moe_intermediate_size")
     shared = width * (keys.maybe("moe_num_shared_experts") or 0)
-    return _moe(keys, width=width, shared=shared, correction=True)
+    return _moe(keys, width=width, shared=shared, correction=True, shared_bias=keys.flag("use_bias"))
 
 
 def _hunyuan(keys: Keys, layer: int) -> Moe | None:
@@ -177,7 +186,7 @@ EXPERTS: dict[str, Traits] = {
     "qwen3_moe": _routed("qwen3", _qwen),
     "qwen3_next": replace(_DELTA, experts=_qwen),
     "qwen3_5_text": _DELTA,
-    "qwen3_5_moe_text": replace(_DELTA, experts=_qwen),
+    "qwen3_5_moe_text": replace(_DELTA, experts=_qwen_everywhere),
     "olmoe": _routed("olmo2", _mixtral, post_norm=False),
     "granitemoe": _routed("granite", _granite),
     "granitemoeshared": _routed("granite", _granite),
@@ -187,10 +196,10 @@ EXPERTS: dict[str, Traits] = {
     ),
     "glm4_moe": Traits(qkv_bias="attention_bias", qk_norm="head", qk_norm_if="use_qk_norm", experts=_first_dense),
     "dots1": _routed("qwen3", _first_dense),
-    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v2": replace(_DEEPSEEK, mlp_bias="mlp_bias"),
     "deepseek_v3": _DEEPSEEK,
-    "minicpm3": Traits(attention=_latent),
+    "minicpm3": Traits(mlp_bias="mlp_bias", attention=_latent),
     "llama4_text": _LLAMA4,
-    "ernie4_5_moe": _routed("ernie4_5", _ernie),
+    "ernie4_5_moe": _routed("ernie4_5", _ernie, head_bias="use_bias"),
     "hunyuan_v1_moe": _routed("hunyuan_v1_dense", _hunyuan),
 }  # fmt: skip

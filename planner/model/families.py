@@ -39,6 +39,7 @@ class Traits:
     mlp_bias: Switch = False
     head_bias: Switch = False
     gated: bool = True
+    grouped: bool = True  # False where the family has as many key heads as heads, whatever the config says
     fused_qkv: bool = False
     fused_gate_up: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"
@@ -126,7 +127,7 @@ def build_attention(keys: Keys, traits: Traits, layer: int) -> Attention:
     has_qk_norm = traits.qk_norm_if is None or keys.flag(traits.qk_norm_if)
     return Attention(
         heads=heads,
-        kv_heads=keys.maybe("num_key_value_heads") or heads,
+        kv_heads=(keys.maybe("num_key_value_heads") if traits.grouped else None) or heads,
         head_dim=head_dim,
         qkv_bias=is_on(keys, traits.qkv_bias),
         out_bias=is_on(keys, traits.out_bias),
@@ -251,7 +252,7 @@ DENSE: dict[str, Traits] = {
     ),
     "gpt_neox": Traits(
         qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias=True, gated=False, fused_qkv=True,
-        norm="layernorm", parallel="use_parallel_residual",
+        grouped=False, norm="layernorm", parallel="use_parallel_residual",
     ),
     "cohere": _COHERE,
     "cohere2": replace(_COHERE, qk_norm="none", window=window_by_type(4, 3)),
