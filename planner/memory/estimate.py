@@ -39,12 +39,12 @@ class Worked:
     host: HostNeed
 
 
-def price(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Price:
-    """Bytes per GPU of the worst rank, as integers, without explanation.
+def price(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE) -> Price:
+    """Bytes per GPU of the worst rank, as integers, without explanation; required bytes at that coverage.
 
     Raises InputError for a parallelism that the machine's GPU count rules out.
     """
-    worked = _work(setup, spec, machine)
+    worked = _work(setup, spec, machine, coverage=coverage)
     over = worked.overheads
     return Price(
         allocated_bytes=worked.allocated_bytes,

@@ -53,7 +53,7 @@ def _looped(p: Program, linears: Mapping[str, LinearModule], moe: Moe, hidden: T
 def _grouped(
     p: Program, linears: Mapping[str, LinearModule], moe: Moe, hidden: Tensor, weights: Tensor, *, clamped: bool
 ) -> Tensor:
-    """transformers 5: rows sorted by expert, two grouped matmuls, rows weighed, put back in order and summed by token."""
+    """transformers 5: rows sorted by expert, two grouped matmuls, rows weighed, back in order, summed by token."""
     share = Share(moe.experts_per_token, 1)
     rows = _gather(p, hidden, share)
     width = share.of(moe.expert.width)

@@ -48,6 +48,8 @@ class LinearModule:
 
     def base(self, p: Program, x: Tensor, width: int) -> Tensor:
         """The product with the base weight, without adapters."""
+        if self.linear.stacked and self.linear.copies > 1:
+            return p.grouped_matmul(x, self.weight, width)
         if not self.quantized:
             return p.matmul(x, self.weight, width, bias=self.bias)
         given = x.itemsize

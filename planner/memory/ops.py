@@ -11,7 +11,7 @@ from typing import Literal
 
 from planner.memory.tape import ACTIVATION, PASS, TEMPORARY, Elems, Out, Param, Tape, Tensor
 
-# "flash": flash-attn's own function, "sdpa": torch's flash kernel, "efficient": torch's memory-efficient one, "masked": the
+# "flash": flash-attn's function, "sdpa": torch's flash kernel, "efficient": its memory-efficient one, "masked": the
 # same with a mask and keys repeated for every query head, "broadcast": with a mask and keys broadcast, "eager": matmuls
 # and softmax, "sinks": gpt-oss's eager variant
 Kernel = Literal["flash", "sdpa", "efficient", "masked", "broadcast", "eager", "sinks"]
@@ -104,6 +104,17 @@ class Program(Tape):
             ((x.elems, itemsize), grad_w, grad_b),
             saved=(x if param.trained else None, cast if x.needs_grad else None),
         )
+        return out
+
+    def grouped_matmul(self, x: Tensor, param: Param, width: int) -> Tensor:
+        """``grouped_mm`` over stacked experts: autocast leaves it alone, the input is cast to the weight's dtype.
+
+        Source: transformers integrations/moe.py, _grouped_mm.
+        """
+        x = self.cast(x, param.itemsize)
+        out = self.new((0, width, 0), param.itemsize)
+        grad_w: Out = ((param.count, 0, 0), param.itemsize) if param.trained else None
+        self.link(out, (x, param), ((x.elems, x.itemsize), grad_w), saved=(x if param.trained else None,))
         return out
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:

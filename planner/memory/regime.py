@@ -27,6 +27,8 @@ RESOLVED_VERSIONS: dict[str, dict[str, str]] = {
     "other": {"transformers": "5.23.0", "accelerate": "1.15.0", "peft": "0.21.2", "torch": "2.13.0"},
 }
 TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "trl", "embedded", "axolotl"})
+# Trained beside fp32 adapters, the embedding is fp32 too (peft autocast_adapter_dtype), and so is its output.
+EMBEDDING_NAMES = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"})
 OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt"})
 
 
@@ -86,7 +88,7 @@ def resolve_regime(setup: TrainingSetup, spec: ModelSpec, *, has_bf16: bool | No
     key = (
         setup.engine, setup.method, setup.stage, setup.parallelism or "none", setup.quantization_bit,
         setup.quantization_method, setup.param_dtype, setup.compute_dtype, setup.adapter_dtype, setup.kbit_upcast,
-        setup.liger_kernel, setup.unsloth, setup.loss, versions, spec.stored_dtype,
+        setup.liger_kernel, setup.unsloth, setup.loss, setup.additional_target, versions, spec.stored_dtype,
         spec.embedding_norm, spec.quantized.method if spec.quantized else None, spec.model_type, has_bf16 is not False,
     )  # fmt: skip
     return _resolve(key, _Keyed(setup))
@@ -141,7 +143,8 @@ def _resolve(key: tuple[object, ...], keyed: _Keyed) -> Regime:
         stacked_experts=version_of(setup, "transformers") >= (5,) and setup.engine not in OWN_LOOPS,
         upcast_frozen_on_sharding=sharded == "fsdp2" and autocast and version_of(setup, "accelerate") < (1, 12),
         quantized=quantized,
-        wide_stream=autocast and str(embedding_norm).startswith("layernorm"),
+        wide_stream=(autocast and str(embedding_norm).startswith("layernorm"))
+        or (setup.is_adapter and adapter == "fp32" and not EMBEDDING_NAMES.isdisjoint(setup.additional_target)),
         known_engine=setup.engine in TRAINER_ENGINES | OWN_LOOPS,
     )
 
