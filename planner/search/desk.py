@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from planner.errors import PlannerError
 from planner.hardware.machine import Machine
@@ -15,13 +15,19 @@ from planner.search.constraints import violations
 from planner.training import FIELD_NAMES, TrainingSetup
 from planner.units import show_gib
 
-PriceFunction = Callable[[TrainingSetup, ModelSpec, Machine], Price]
+
+class PriceFunction(Protocol):
+    """``planner.memory.estimate.price``, or something like it."""
+
+    def __call__(self, setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = 0.99) -> Price:
+        """Bytes of a setup; required bytes at that coverage."""
+        ...
+
+
 SpeedFunction = Callable[[TrainingSetup, ModelSpec, Machine], "Speed | None"]
 
 _KEY = tuple(name for name in FIELD_NAMES if name not in ("ds_config", "versions"))
 
-# The margin above the expected peak is taken as normal: its 90 % point lies at 1.2816/2.3263 of its 99 % point.
-MARGIN_AT_90 = 1.2816 / 2.3263
 CONSERVATIVE_SHARE = 0.80
 
 
@@ -82,9 +88,19 @@ class Desk:
     def fits(self, setup: TrainingSetup, limit_bytes: int, *, coverage: float = 0.99) -> bool:
         """True if the required bytes at that coverage stay within the limit, and the host holds its part."""
         price = self.price(setup)
-        if price is None or required_at(price, coverage) > limit_bytes:
+        if price is None or self.host_refusal(setup) is not None:
             return False
-        return self.host_refusal(setup) is None
+        if price.required_bytes <= limit_bytes or coverage >= 0.99:
+            return price.required_bytes <= limit_bytes
+        hopeless = price.allocated_bytes + price.context_bytes > limit_bytes
+        return not hopeless and self._required_at(setup, coverage) <= limit_bytes
+
+    def _required_at(self, setup: TrainingSetup, coverage: float) -> int:
+        key = (*_key(setup), coverage)
+        if key not in self._prices:
+            self._prices[key] = self.price_of(setup, self.spec, self.machine, coverage=coverage)
+        found = self._prices[key]
+        return self.capacity_bytes + 1 if isinstance(found, str) else found.required_bytes
 
     def _priced(self, setup: TrainingSetup) -> Price | str:
         key = _key(setup)
@@ -102,14 +118,6 @@ class Desk:
                 return f"{found.sentence} (rule {found.rule_id})"
         priced = self._priced(setup)
         return priced if isinstance(priced, str) else None
-
-
-def required_at(price: Price, coverage: float) -> int:
-    """Bytes that do with probability ``coverage``: 0.99 is the price's own, 0.90 a smaller margin."""
-    if coverage >= 0.99:
-        return price.required_bytes
-    expected = price.allocated_bytes + price.context_bytes
-    return expected + max(0, int((price.required_bytes - expected) * MARGIN_AT_90))
 
 
 def _key(setup: TrainingSetup) -> tuple[Any, ...]:

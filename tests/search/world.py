@@ -38,9 +38,9 @@ def machine(
     return Machine(gpus=(card,) * gpus, nodes=nodes, ram_bytes=ram)
 
 
-def fake_price(setup: TrainingSetup, spec: ModelSpec, where: Machine) -> Price:
+def fake_price(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = 0.99) -> Price:
     """States by the usual bytes a parameter, activations by tokens; every knob has the effect its name promises."""
-    ranks = where.world_size
+    ranks = machine.world_size
     weights, states = _held(setup, spec.parameters)
     if setup.parallelism in ("zero3", "fsdp", "fsdp2"):
         weights, states = weights // ranks, states // ranks
@@ -50,10 +50,11 @@ def fake_price(setup: TrainingSetup, spec: ModelSpec, where: Machine) -> Price:
     weights = weights // 20 if setup.offload in ("all", "nvme") else weights
     states = 0 if setup.offload != "none" else states
     allocated = weights + states + _activations(setup)
+    margin = 1.05 if coverage >= 0.99 else 1.02
     return Price(
         allocated_bytes=allocated, reserved_bytes=allocated, device_bytes=allocated + GIB,
-        required_bytes=int(allocated * 1.05) + GIB, context_bytes=GIB // 2, host_bytes=host * where.gpus_per_node + GIB,
-        peak_phase="backward",
+        required_bytes=int(allocated * margin) + GIB, context_bytes=GIB // 2,
+        host_bytes=host * machine.gpus_per_node + GIB, peak_phase="backward",
     )  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def _activations(setup: TrainingSetup) -> int:
 
 def fake_estimate(setup: TrainingSetup, spec: ModelSpec, where: Machine, *, coverage: float = 0.99) -> Estimate:
     """The same figures, explained."""
-    price = fake_price(setup, spec, where)
+    price = fake_price(setup, spec, where, coverage=coverage)
     capacity = where.smallest.capacity_bytes
     parts = Breakdown(weights=price.allocated_bytes)
     return Estimate(
