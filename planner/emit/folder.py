@@ -13,9 +13,7 @@ from planner.errors import NothingFitsError, UnsupportedError
 from planner.plan.plan import Configuration, Plan
 from planner.plan.serialize import plan_to_dict
 from planner.targets import TARGETS
-from planner.targets.context import EmitContext
-from planner.targets.launchers import chosen_launcher, environment, other_launchers
-from planner.training import TrainingSetup
+from planner.targets.launchers import Launch
 
 RUN_COMMAND = "bash launch.sh"
 
@@ -39,7 +37,7 @@ def plan_files(plan: Plan) -> dict[str, str]:
     texts = target.files(setup, context)
     texts["dataset_info.json"] = json.dumps(data.info, ensure_ascii=False, indent=2) + "\n"
     texts |= data.texts
-    texts["launch.sh"] = launch_script(setup, context, headline=_headline(plan, plan.chosen))
+    texts["launch.sh"] = launch_script(target.launch(setup, context), headline=_headline(plan, plan.chosen))
     texts["README.md"] = readme(plan, plan.chosen, setup, context, data, names=(*texts, "plan.json", "README.md"))
     return texts | {"plan.json": _plan_json(plan, texts)}
 
@@ -71,25 +69,17 @@ def _headline(plan: Plan, chosen: Configuration) -> str:
     return f"{chosen.setup.stage} of {plan.model.id} by {chosen.setup.method} on {_hardware_word(plan)}"
 
 
-_REMEDIES = {
-    "llamafactory-cli": "install LLaMA-Factory: pip install llamafactory==0.9.5",
-    "accelerate": "install LLaMA-Factory, which brings it: pip install llamafactory==0.9.5",
-}
-
-
-def launch_script(setup: TrainingSetup, context: EmitContext, *, headline: str) -> str:
-    """The text of launch.sh for a settled setup: environment, the chosen launcher, the others as comments."""
-    launcher = chosen_launcher(setup, context)
-    program = str(launcher.words[0])
+def launch_script(launch: Launch, *, headline: str) -> str:
+    """The text of launch.sh: environment, the chosen launcher, the others as comments."""
     return render(
         "launch.sh.j2",
         headline=comment(headline),
-        environment=[shell_variable(each) for each in environment(setup, context)],
-        program=program,
-        remedy=_REMEDIES[program],
-        launcher=launcher_values(launcher),
-        others=[launcher_values(each) for each in other_launchers(setup, context)],
-        why_no_others="No other launcher passes FSDP's settings on to LLaMA-Factory.",
+        environment=[shell_variable(each) for each in launch.environment],
+        program=str(launch.chosen.words[0]),
+        remedy=comment(launch.remedy),
+        launcher=launcher_values(launch.chosen),
+        others=[launcher_values(each) for each in launch.others],
+        why_no_others=launch.alone,
     )
 
 

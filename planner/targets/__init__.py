@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.targets import llamafactory
+from planner.targets import llamafactory, llamafactory_launch
 from planner.targets.context import EmitContext, Reading
+from planner.targets.launchers import Launch
 from planner.training import TrainingSetup
 
 
@@ -15,13 +16,14 @@ class Target:
     """One trainer. ``read(files(setup, context))`` gives ``settle(setup, context)`` back.
 
     ``settle`` fills in what the trainer does by itself; it and ``files`` raise UnsupportedError for what the trainer
-    cannot be told. ``files`` and ``read`` work on name-to-text mappings.
+    cannot be told. ``files`` and ``read`` work on name-to-text mappings. ``launch`` takes a settled setup.
     """
 
     file_name: str
     settle: Callable[[TrainingSetup, EmitContext], TrainingSetup]
     files: Callable[[TrainingSetup, EmitContext], dict[str, str]]
     read: Callable[..., Reading]
+    launch: Callable[[TrainingSetup, EmitContext], Launch]
 
 
 TARGETS: dict[str, Target] = {
@@ -30,5 +32,6 @@ TARGETS: dict[str, Target] = {
         settle=llamafactory.settle,
         files=llamafactory.files,
         read=llamafactory.read,
+        launch=llamafactory_launch.launch,
     ),
 }

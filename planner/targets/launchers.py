@@ -1,7 +1,6 @@
-"""The commands that start LLaMA-Factory on a folder's files, and the environment they need.
+"""Commands and environment of a launch script, whatever the trainer.
 
-Forms checked by running them: README of each launcher, LLaMA-Factory 0.9.5 ``launcher.py``, deepspeed 0.19,
-accelerate 1.11. Every word is an argument, never a piece of shell text; ``Ref`` names a shell variable.
+Every word of a command is an argument, never a piece of shell text; ``Ref`` names a shell variable.
 """
 
 from __future__ import annotations
@@ -9,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.targets import accelerate, llamafactory
+from planner.targets import accelerate
 from planner.targets.context import EmitContext
-from planner.targets.llamafactory_settle import ZERO
 from planner.training import TrainingSetup
+
+FSDP = frozenset({"fsdp", "fsdp2"})
 
 
 @dataclass(frozen=True)
@@ -44,42 +44,29 @@ class Variable:
     kind: Literal["fixed", "default", "required"] = "fixed"
 
 
-_NODE_WORDS: tuple[Word, ...] = (
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a folder is started: the launcher that its script runs, the others, and what all of them need.
+
+    ``remedy`` says how to get the chosen program; ``alone`` why there is no other launcher, where there is none.
+    """
+
+    chosen: Launcher
+    others: tuple[Launcher, ...]
+    environment: tuple[Variable, ...]
+    remedy: str
+    alone: str = ""
+
+
+NODE_WORDS: tuple[Word, ...] = (
     "--master_addr", Ref("MASTER_ADDR"),
     "--master_port", Ref("MASTER_PORT"),
 )  # fmt: skip
-_MODULE = ("-m", "llamafactory.launcher", llamafactory.FILE_NAME)
 
 
-def chosen_launcher(setup: TrainingSetup, context: EmitContext) -> Launcher:
-    """The launcher that the script runs: accelerate for FSDP, LLaMA-Factory's own command for the rest."""
-    if setup.parallelism in ("fsdp", "fsdp2"):
-        note = "FSDP's settings reach the trainer through accelerate's launcher only"
-        return Launcher(name="accelerate", words=_accelerate(setup, context), note=note)
-    if context.world_size > 1 or setup.parallelism in ZERO:
-        note = "it starts torchrun with one process a GPU, and sets the allocator for them"
-    else:
-        note = "one GPU needs no launcher beside LLaMA-Factory's own command"
-    return Launcher(name="llamafactory-cli", words=("llamafactory-cli", "train", llamafactory.FILE_NAME), note=note)
-
-
-def other_launchers(setup: TrainingSetup, context: EmitContext) -> tuple[Launcher, ...]:
-    """The remaining launchers that run the same files, each in the form that works."""
-    if setup.parallelism in ("fsdp", "fsdp2"):
-        return ()
-    torchrun = Launcher(name="torchrun", words=_torchrun(context), note="where torchrun is started by hand or by Slurm")
-    note = "--no_local_rank keeps the YAML the first argument; the GPUs are those of CUDA_VISIBLE_DEVICES"
-    if context.nodes > 1:
-        note = f"hostfile has a line `<address> slots={context.gpus_per_node}` for every machine, the first one first"
-    deepspeed = Launcher(name="deepspeed", words=_deepspeed(context), note=note)
-    if context.world_size == 1:
-        return (torchrun, deepspeed) if setup.parallelism in ZERO else (torchrun,)
-    note = "where accelerate is the house's launcher"
-    return (Launcher(name="accelerate", words=_accelerate(setup, context), note=note), deepspeed, torchrun)
-
-
-def _accelerate(setup: TrainingSetup, context: EmitContext) -> tuple[Word, ...]:
-    if setup.parallelism in ("ddp", "fsdp", "fsdp2"):
+def accelerate_words(setup: TrainingSetup, context: EmitContext, tail: tuple[Word, ...]) -> tuple[Word, ...]:
+    """``accelerate launch`` on every GPU; its own file where the plan has one."""
+    if setup.parallelism == "ddp" or setup.parallelism in FSDP:
         how: tuple[Word, ...] = ("--config_file", accelerate.FILE_NAME)
     else:
         how = ("--multi_gpu", "--num_machines", str(context.nodes), "--num_processes", str(context.world_size))
@@ -87,27 +74,20 @@ def _accelerate(setup: TrainingSetup, context: EmitContext) -> tuple[Word, ...]:
     if context.nodes > 1:
         node = ("--machine_rank", Ref("NODE_RANK"), "--main_process_ip", Ref("MASTER_ADDR"))
         node += ("--main_process_port", Ref("MASTER_PORT"))
-    return ("accelerate", "launch", *how, *node, *_MODULE)
+    return ("accelerate", "launch", *how, *node, *tail)
 
 
-def _torchrun(context: EmitContext) -> tuple[Word, ...]:
+def torchrun_words(context: EmitContext, tail: tuple[Word, ...]) -> tuple[Word, ...]:
+    """``torchrun`` on every GPU of this node."""
     each = ("--nproc_per_node", str(context.gpus_per_node))
     if context.nodes == 1:
-        return ("torchrun", "--standalone", *each, *_MODULE)
-    return ("torchrun", "--nnodes", str(context.nodes), "--node_rank", Ref("NODE_RANK"), *each, *_NODE_WORDS, *_MODULE)
+        return ("torchrun", "--standalone", *each, *tail)
+    return ("torchrun", "--nnodes", str(context.nodes), "--node_rank", Ref("NODE_RANK"), *each, *NODE_WORDS, *tail)
 
 
-def _deepspeed(context: EmitContext) -> tuple[Word, ...]:
-    node: tuple[Word, ...] = ()
-    if context.nodes > 1:
-        node = ("--hostfile", "hostfile", "--no_ssh", "--node_rank", Ref("NODE_RANK"), *_NODE_WORDS)
-    return ("deepspeed", "--no_local_rank", *node, "--module", "llamafactory.launcher", llamafactory.FILE_NAME)
-
-
-def environment(setup: TrainingSetup, context: EmitContext) -> tuple[Variable, ...]:
-    """What the run needs in its environment, each variable with its reason."""
-    processes = () if setup.parallelism in ("fsdp", "fsdp2") else _processes(setup, context)
-    return (*_devices(context), *_allocator(context), *processes, *_nodes(context), *_links(context))
+def place_environment(context: EmitContext) -> tuple[Variable, ...]:
+    """The GPUs, the allocator, the other nodes and the links: what any trainer needs in its environment."""
+    return (*_devices(context), *_allocator(context), *_nodes(context), *_links(context))
 
 
 _VISIBLE = {"ascend": "ASCEND_RT_VISIBLE_DEVICES"}
@@ -131,26 +111,9 @@ def _devices(context: EmitContext) -> tuple[Variable, ...]:
 
 
 def _allocator(context: EmitContext) -> tuple[Variable, ...]:
-    if context.expandable_segments:
-        named = _ALLOCATOR.get(context.vendor, ())
-        value = "expandable_segments:True"
-        found = [Variable(name=name, value=value, reason=why, kind="default") for name, why in named]
-    else:
-        found = [Variable(name="OPTIM_TORCH", value="0", reason="the plan leaves the allocator as it is")]
-    if context.vendor != "ascend":
-        found.append(Variable(name="RECORD_VRAM", value="1", reason="the log then states the memory that was used"))
-    return tuple(found)
-
-
-def _processes(setup: TrainingSetup, context: EmitContext) -> tuple[Variable, ...]:
-    found = [
-        Variable(name="NNODES", value=str(context.nodes), reason="machines in the run"),
-        Variable(name="NPROC_PER_NODE", value=str(context.gpus_per_node), reason="one process a GPU"),
-    ]
-    if context.world_size > 1 or setup.parallelism in ZERO:
-        why = "DeepSpeed needs a launcher even on one GPU" if context.world_size == 1 else "start through torchrun"
-        found.append(Variable(name="FORCE_TORCHRUN", value="1", reason=why))
-    return tuple(found)
+    named = _ALLOCATOR.get(context.vendor, ()) if context.expandable_segments else ()
+    value = "expandable_segments:True"
+    return tuple(Variable(name=name, value=value, reason=why, kind="default") for name, why in named)
 
 
 def _nodes(context: EmitContext) -> tuple[Variable, ...]:
