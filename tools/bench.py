@@ -8,11 +8,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 BARE = "import typer, rich.table, pydantic, jinja2, psutil"
@@ -22,18 +24,30 @@ REPEATS = 11
 ROWS = 20_000
 
 
-def seconds_of(*words: str, cwd: str) -> float:
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of one process: on the clock, and of processor time, which a loaded machine does not stretch."""
+
+    clock: float
+    processor: float
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.clock - other.clock, self.processor - other.processor)
+
+
+def spent(*words: str, cwd: str) -> Spent:
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(words, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
+    clock, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode not in (0, 1, 5):  # verdicts; anything else measured nothing
         sys.exit(f"error: {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
-    return seconds
+    return Spent(clock, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
-def median_seconds(*words: str, cwd: str) -> float:
-    seconds_of(*words, cwd=cwd)  # the first run compiles and warms the disk cache
-    return statistics.median(seconds_of(*words, cwd=cwd) for _ in range(REPEATS))
+def median(*words: str, cwd: str, repeats: int = REPEATS) -> Spent:
+    spent(*words, cwd=cwd)  # the first run compiles and warms the disk cache
+    runs = [spent(*words, cwd=cwd) for _ in range(repeats)]
+    return Spent(statistics.median(run.clock for run in runs), statistics.median(run.processor for run in runs))
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -65,23 +79,30 @@ def write_rows(path: Path, count: int) -> None:
 def main() -> None:
     plan = [sys.executable, "-m", "planner"]
     with tempfile.TemporaryDirectory() as folder:
-        bare = median_seconds(sys.executable, "-c", BARE, cwd=folder)
-        job = median_seconds(*plan, *MAIN_JOB, cwd=folder)
-        helped = median_seconds(*plan, "--help", cwd=folder)
-        rows, one = Path(folder) / "rows.jsonl", Path(folder) / "one.jsonl"
-        write_rows(rows, ROWS)
-        write_rows(one, 1)
-        many = median_seconds_of_rows(plan, rows, folder) - median_seconds_of_rows(plan, one, folder)
-    print(f"bare imports            {bare:6.3f} s   python -c '{BARE}'")
-    print(f"plan --help             {helped:6.3f} s")
-    print(f"main job                {job:6.3f} s   plan {' '.join(MAIN_JOB)}")
-    print(f"allowed for it          {1.5 * bare + 0.3:6.3f} s   1.5 x bare imports + 0.3 s")
-    print(f"plan estimate --from    {ROWS / many:6.0f} setups/s after start ({ROWS} different rows)")
+        bare = median(sys.executable, "-c", BARE, cwd=folder)
+        job = median(*plan, *MAIN_JOB, cwd=folder)
+        helped = median(*plan, "--help", cwd=folder)
+        many, one = (rows_spent(plan, Path(folder), count) for count in (ROWS, 1))
+    allowed = Spent(1.5 * bare.clock + 0.3, 1.5 * bare.processor + 0.3)
+    each = many - one
+    print(f"{'':<22} clock s   processor s")
+    for name, seconds in (
+        ("bare imports", bare),
+        ("plan --help", helped),
+        ("main job", job),
+        ("allowed for it", allowed),
+    ):
+        print(f"{name:<22} {seconds.clock:7.3f}   {seconds.processor:11.3f}")
+    print(f"{'estimate --from, rows/s':<22} {ROWS / each.clock:6.0f}   {ROWS / each.processor:11.0f}")
+    print(
+        f"\nbare imports: python -c '{BARE}'; allowed: 1.5 x bare imports + 0.3 s; {ROWS} different rows, after start"
+    )
 
 
-def median_seconds_of_rows(plan: list[str], path: Path, folder: str) -> float:
-    words = [*plan, "estimate", "--from", str(path), "--json"]
-    return statistics.median(seconds_of(*words, cwd=folder) for _ in range(3))
+def rows_spent(plan: list[str], folder: Path, count: int) -> Spent:
+    path = folder / f"{count}.jsonl"
+    write_rows(path, count)
+    return median(*plan, "estimate", "--from", str(path), "--json", cwd=str(folder), repeats=3)
 
 
 if __name__ == "__main__":
