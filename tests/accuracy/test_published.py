@@ -14,8 +14,8 @@ NOT_STATABLE = {
 }
 
 # Held-out rows that are known to be wrong: litgpt gathers the whole model on every GPU while it loads a checkpoint into
-# FSDP; santacoder's loss under QLoRA (068 to 075) holds two logit-sized buffers that nothing explains yet.
-KNOWN_MISSES = ("more-litgpt-multi", "more-fms-base-06", "more-fms-base-07")
+# FSDP.
+KNOWN_MISSES = ("more-litgpt-multi",)
 
 
 def test_every_row_is_compared_or_listed_with_its_reason(judged: list[Judged]) -> None:
