@@ -72,8 +72,27 @@ def _chatglm_finish(keys: Keys, spec: ModelSpec) -> ModelSpec:
     return replace(_each_block(spec, norm="layernorm"), final_norm="layernorm")
 
 
-def _alibi(keys: Keys, attention: Attention, layer: int) -> Attention:
-    return replace(attention, rope="alibi", rotary_dim=0)
+def _is_cross_attention(keys: Keys, layer: int) -> bool:
+    """Llama 3.2 Vision: the layers that look at the image, every fifth from 3 on unless listed."""
+    listed = keys.items("cross_attention_layers")
+    return layer in (listed if listed is not None else range(3, 40, 5))
+
+
+def _mllama_attention(keys: Keys, attention: Attention, layer: int) -> Attention:
+    """Cross-attention normalises queries and keys and knows no positions. Source: modeling_mllama.py."""
+    if not _is_cross_attention(keys, layer):
+        return attention
+    return replace(attention, qk_norm="head", rope="none", rotary_dim=0)
+
+
+def _mllama_finish(keys: Keys, spec: ModelSpec) -> ModelSpec:
+    """Each cross-attention layer has two learned gates, and the input embedding eight rows more than the head."""
+    runs = tuple(
+        replace(run, block=replace(run.block, extra_parameters=2)) if run.block.attention.qk_norm == "head" else run
+        for run in spec.runs
+    )
+    note = "its cross-attention layers are taken to be as long as the text"
+    return replace(spec, runs=runs, embedding_extra_rows=8, notes=(*spec.notes, note))
 
 
 def _each_block(spec: ModelSpec, **changes: object) -> ModelSpec:
@@ -106,6 +125,7 @@ CLASSIC: dict[str, Traits] = {
         qkv_bias="bias", out_bias="bias", mlp_bias="bias", gated=False, fused_qkv=True, norm="layernorm",
         attention=_falcon_attention, finish=_falcon_finish, fixed={"hidden_act": "gelu"},
     ),
+    "mllama_text_model": Traits(attention=_mllama_attention, finish=_mllama_finish),
     "qwen": Traits(
         qkv_bias=True, fused_qkv=True, remote_code=True, finish=_qwen_finish, fixed={"hidden_act": "silu"},
     ),

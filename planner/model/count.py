@@ -70,7 +70,9 @@ def count(spec: ModelSpec) -> Count:
     head = (0 if spec.tied_embeddings else spec.vocab * width) + (spec.vocab if spec.head_bias else 0)
     vision = spec.vision
     answer = Count(
-        embedding=spec.vocab * width + projections + NORM_VECTORS[spec.embedding_norm] * spec.hidden,
+        embedding=(spec.vocab + spec.embedding_extra_rows) * width
+        + projections
+        + NORM_VECTORS[spec.embedding_norm] * spec.hidden,
         positions=spec.position_embeddings * spec.hidden,
         blocks=blocks,
         final_norm=NORM_VECTORS[spec.final_norm] * spec.hidden,

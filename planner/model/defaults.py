@@ -119,6 +119,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "d_model": 2048, "n_layers": 24, "n_heads": 16, "vocab_size": 50368, "tie_word_embeddings": True,
         "max_seq_len": 2048, "expansion_ratio": 4,
     },
+    "mllama_text_model": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 40, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False, "hidden_act": "silu",
+        "max_position_embeddings": 131072,
+    },
     "opt": {
         "hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size":
         50272, "tie_word_embeddings": True, "activation_function": "relu", "max_position_embeddings": 2048,

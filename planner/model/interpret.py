@@ -18,6 +18,7 @@ from planner.model.vision import vision_tower
 FAMILIES: dict[str, Traits] = {**DENSE, **CLASSIC, **EXPERTS}
 # Text sides that are a family above under another name.
 SAME_AS: dict[str, str] = {
+    "mllama": "mllama_text_model",
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
     "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "gemma3": "gemma3_text", "llama4": "llama4_text",
@@ -26,6 +27,7 @@ SAME_AS: dict[str, str] = {
 # Wrappers of a text and a vision model, with what they assume about tied embeddings. The older ones take the flag
 # from their text_config too, because it used to be saved there.
 WRAPPERS: dict[str, bool] = {
+    "mllama": False,
     "qwen2_vl": False, "qwen2_5_vl": False, "qwen3_vl": False, "qwen3_vl_moe": False, "qwen3_5": False,
     "qwen3_5_moe": False, "gemma3": True, "llama4": False, "mistral3": True, "llava": False, "llava_next": False,
 }  # fmt: skip

@@ -132,6 +132,7 @@ class ModelSpec:
     runs: tuple[Run, ...]
     tied_embeddings: bool = False
     embedding_width: int | None = None  # where it differs from hidden (OPT-350m, ALBERT-like)
+    embedding_extra_rows: int = 0  # rows of the input embedding beyond the head's vocabulary (Llama 3.2 Vision: 8)
     position_embeddings: int = 0  # rows of a learned position table
     embedding_norm: NormKind = "none"  # BLOOM
     final_norm: NormKind = "rms"

@@ -1,8 +1,8 @@
 """Vision towers and projectors: exact parameter counts from a ``vision_config``.
 
-Source: the modelling code of transformers 5.23 (clip, siglip, pixtral, qwen2_vl, qwen2_5_vl, qwen3_vl, llama4 and the
-wrappers llava, llava_next, gemma3, mistral3). Symbols: h width of the tower, i its feed-forward width, t width of the
-text model, d = h · merge² the width of merged patches.
+Source: the modelling code of transformers 5.23 (clip, siglip, pixtral, qwen2_vl, qwen2_5_vl, qwen3_vl, llama4, mllama
+and the wrappers llava, llava_next, gemma3, mistral3). Symbols: h width of the tower, i its feed-forward width, t width
+of the text model, d = h · merge² the width of merged patches.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama4_vision_model": {
         "hidden_size": 768, "intermediate_size": 5632, "num_hidden_layers": 34, "image_size": 448, "patch_size": 14,
         "projector_input_dim": 4096, "projector_output_dim": 4096, "vision_output_dim": 7680,
+    },
+    "mllama": {
+        "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_global_layers": 8,
+        "image_size": 448, "patch_size": 14, "max_num_tiles": 4, "vision_output_dim": 7680,
     },
     "qwen2_vl": {
         "depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "patch_size": 14,
@@ -137,6 +141,19 @@ def _llama4(keys: Keys, outer: Keys, t: int) -> VisionTower:
     return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
 
 
+def _mllama(keys: Keys, outer: Keys, t: int) -> VisionTower:
+    """Llama 3.2 Vision: positions and tiles are embedded for each aspect ratio, global layers are gated."""
+    h, i, layers = keys.whole("hidden_size"), keys.whole("intermediate_size"), keys.whole("num_hidden_layers")
+    patch, tiles, gated = keys.whole("patch_size"), keys.whole("max_num_tiles"), keys.whole("num_global_layers")
+    positions = ((keys.whole("image_size") // patch) ** 2 + 1) * h
+    ratios = len(keys.items("supported_aspect_ratios") or range(8)) + 1
+    embedded = 1 + positions + ratios * tiles * positions + 2 * (1 + ratios * tiles * h)
+    block = 4 * h + 4 * h * h + _linear(h, i) + _linear(i, h)
+    tower = h + 3 * patch**2 * h + embedded + 4 * h + layers * block + gated * (block + 2)
+    projector = _linear(keys.whole("vision_output_dim"), t)
+    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers + gated)
+
+
 def _patches(keys: Keys, h: int, *, bias: bool = False) -> int:
     """The 3-D convolution that reads the patches."""
     return _linear(3 * keys.whole("temporal_patch_size") * keys.whole("patch_size") ** 2, h, bias=bias)
@@ -177,6 +194,7 @@ _TOWERS: dict[str, Callable[[Keys, Keys, int], VisionTower]] = {
     "siglip_vision_model": _siglip,
     "pixtral": _pixtral,
     "llama4_vision_model": _llama4,
+    "mllama": _mllama,
     "qwen2_vl": _qwen2,
     "qwen2_5_vl": _qwen25,
     "qwen3_vl": _qwen3,
