@@ -76,6 +76,7 @@ class TierRow(Row):
 class RungRow(Row):
     """One step of the ladder: the setup fields it changes, when it applies, and what it costs beyond bytes.
 
+    ``needs`` says in words what ``when`` asks for.
     ``steps`` instead of ``changes``: a field that is lowered as far as needed (micro batch, length). ``through``
     lists the parallelism that the rung needs, best first. ``environment`` are variables of the launch that belong
     to the rung. ``on_request`` rungs are shown with their price and taken only when allowed or required.
@@ -89,6 +90,7 @@ class RungRow(Row):
     through: list[Literal["zero2", "zero3", "fsdp", "fsdp2"]] = []
     environment: dict[str, str] = {}
     when: list[ConditionRow] = []
+    needs: str = ""
     forbids: list[str] = []
     on_request: bool = False
     quality_risk: str = ""
@@ -98,6 +100,8 @@ class RungRow(Row):
 
     @model_validator(mode="after")
     def _does_something(self) -> RungRow:
+        if self.needs and not self.when:
+            raise ValueError("needs says what when asks for, and there is no when")
         if not (self.changes or self.steps or self.environment):
             raise ValueError("a rung needs changes, steps or environment")
         return self

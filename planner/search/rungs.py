@@ -31,6 +31,7 @@ class Rung:
     through: tuple[Parallelism, ...]
     environment: Mapping[str, str]
     when: tuple[Condition, ...]
+    needs: str
     forbids: frozenset[str]
     on_request: bool
     quality_risk: str
@@ -142,6 +143,7 @@ def _rung(row: Mapping[str, Any]) -> Rung:
         through=tuple(row.get("through", ())),
         environment=row.get("environment", {}),
         when=compile_conditions(row.get("when", ())),
+        needs=row.get("needs", ""),
         forbids=frozenset(row.get("forbids", ())),
         on_request=row.get("on_request", False),
         quality_risk=row.get("quality_risk", ""),

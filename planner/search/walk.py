@@ -50,7 +50,7 @@ class Terms:
     def unmet(self, rung: Rung, setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> str | None:
         """Why a rung does not apply to a setup, or None."""
         condition = first_unmet(rung.when, Facts(setup, spec, machine))
-        return None if condition is None else f"does not apply: it needs {condition.words()}"
+        return None if condition is None else f"does not apply: it needs {rung.needs or condition.words()}"
 
     def take(self, rung: Rung, setup: TrainingSetup) -> TrainingSetup:
         """The setup with the rung's changes; fields that were asked for stay."""
