@@ -125,19 +125,28 @@ def configuration_table(plan: Plan) -> Table:
     table.add_column("batch", justify="right", no_wrap=True)
     table.add_column("tokens/s", justify="right")
     table.add_column("", no_wrap=True)
-    for name in _classes_without_a_row(plan):
-        table.add_row("", name, "", "", "", "", "", "none fits", style="dim")
+    for name, why in _classes_without_a_row(plan):
+        table.add_row("", name, "", "", "", "", "", why, style="dim")
     for row in plan.configurations:
         table.add_row(*_configuration_cells(row, plan), style=_row_style(row, plan))
     return table
 
 
-def _classes_without_a_row(plan: Plan) -> list[str]:
-    """The mainstream classes of which nothing fits, where the choice of method was left open."""
+_CLASS_RUNGS = {"lora": "lora", "qlora": "qlora-nf4"}
+
+
+def _classes_without_a_row(plan: Plan) -> list[tuple[str, str]]:
+    """The mainstream classes of which nothing is shown, where the choice of method was left open, and why in a word."""
     if plan.request.method is not None:
         return []
     shown = {row.method_class for row in plan.configurations}
-    return [name for each, name in CLASS_NAMES.items() if each not in shown and each != "other"]
+    # A rung that was not even priced is shut out by a rule.
+    barred = {rung.id for rung in plan.ladder if rung.after_bytes is None}
+    return [
+        (name, "ruled out" if _CLASS_RUNGS.get(each) in barred else "none fits")
+        for each, name in CLASS_NAMES.items()
+        if each not in shown and each != "other"
+    ]
 
 
 def _row_style(row: Configuration, plan: Plan) -> str:
