@@ -130,6 +130,10 @@ CLASSIC: dict[str, Traits] = {
         qkv_bias=True, fused_qkv=True, remote_code=True, finish=_qwen_finish, fixed={"hidden_act": "silu"},
     ),
     "baichuan": Traits(fused_qkv=True, remote_code=True, attention=_baichuan_attention),
+    "chatglm1": replace(
+        _BIASED, fused_qkv=True, remote_code=True, fixed={"hidden_act": "gelu", "tie_word_embeddings": True}
+    ),
+    "exaone": Traits(remote_code=True),
     "internlm2": Traits(qkv_bias="bias", out_bias="bias", fused_qkv=True, remote_code=True),
     "chatglm": Traits(
         qkv_bias="add_qkv_bias", out_bias="add_bias_linear", mlp_bias="add_bias_linear", fused_qkv=True,

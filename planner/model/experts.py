@@ -196,6 +196,7 @@ EXPERTS: dict[str, Traits] = {
     ),
     "glm4_moe": Traits(qkv_bias="attention_bias", qk_norm="head", qk_norm_if="use_qk_norm", experts=_first_dense),
     "dots1": _routed("qwen3", _first_dense),
+    "deepseek": Traits(qkv_bias="attention_bias", out_bias="attention_bias", experts=_first_dense, remote_code=True),
     "deepseek_v2": replace(_DEEPSEEK, mlp_bias="mlp_bias"),
     "deepseek_v3": _DEEPSEEK,
     "minicpm3": Traits(mlp_bias="mlp_bias", attention=_latent),

@@ -52,7 +52,7 @@ def interpret(config: Mapping[str, Any], *, id: str = "", place: str = "config.j
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise InputError(f"{place}: key 'model_type' is missing; it names the architecture, such as llama or qwen2")
-    model_type = RENAMED.get(model_type, model_type)
+    config, model_type = _modern(config, model_type)
     spec = _text_spec(config, model_type, place)
     spec = replace(
         spec,
@@ -63,6 +63,18 @@ def interpret(config: Mapping[str, Any], *, id: str = "", place: str = "config.j
     )
     counted = count(spec)
     return replace(spec, parameters=counted.total, active_parameters=counted.active if spec.is_moe else None)
+
+
+def _modern(config: Mapping[str, Any], model_type: str) -> tuple[Mapping[str, Any], str]:
+    """Configs of former times under the names of today.
+
+    ChatGLM-6B shares its model_type with its successors, and Falcon-40B's first config does not state its shape.
+    """
+    if model_type == "chatglm" and "inner_hidden_size" in config:
+        return config, "chatglm1"
+    if model_type == "RefinedWeb":
+        config = {"new_decoder_architecture": True, **config}
+    return config, RENAMED.get(model_type, model_type)
 
 
 def _text_spec(config: Mapping[str, Any], model_type: str, place: str) -> ModelSpec:

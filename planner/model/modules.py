@@ -45,6 +45,8 @@ class Linear:
 
 # Routers that are an nn.Linear in transformers 5 (5.6 for DeepSeek-V2); the others hold a bare parameter.
 _LINEAR_ROUTERS = frozenset({"hunyuan_v1_moe", "deepseek_v2", "granitemoe", "granitemoeshared"})
+# Remote code that keeps one nn.Linear for each expert under every release.
+_NEVER_STACKED = frozenset({"deepseek"})
 # Routers that were an nn.Linear in transformers 4, where experts were modules too.
 _LINEAR_ROUTERS_4 = frozenset({"mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "phimoe"})
 
@@ -137,7 +139,7 @@ def _mlp_linears(
 
 
 def _moe_linears(model_type: str, names: dict[str, str], moe: Moe, hidden: int, stacked_experts: bool) -> list[Linear]:
-    stacked = moe.stacked or stacked_experts
+    stacked = moe.stacked or (stacked_experts and model_type not in _NEVER_STACKED)
     is_linear = model_type in _LINEAR_ROUTERS or (not stacked_experts and model_type in _LINEAR_ROUTERS_4)
     router = Linear(
         name=names["router"], role="router", inputs=hidden, outputs=moe.experts,

@@ -49,6 +49,8 @@ MODULE_NAMES: dict[str, dict[str, str]] = {
     "baichuan": {"qkv": "W_pack"},
     "internlm2": {"qkv": "wqkv", "o": "wo", **_W123},
     "chatglm": {**_NEOX, "gate_up": "dense_h_to_4h"},
+    "chatglm1": _NEOX,
+    "exaone": {"o": "out_proj", "gate": "c_fc_0", "up": "c_fc_1", "down": "c_proj"},
 }
 # What the embedding, the head and the final norm are called where that is not embed_tokens, lm_head and norm.
 OUTER_NAMES: dict[str, tuple[str, str]] = {
@@ -59,6 +61,8 @@ OUTER_NAMES: dict[str, tuple[str, str]] = {
     "codegen": ("wte", "lm_head"),
     "mpt": ("wte", "lm_head"),
     "qwen": ("wte", "lm_head"),
+    "exaone": ("wte", "lm_head"),
+    "chatglm1": ("word_embeddings", "lm_head"),
     "gpt_neox": ("embed_in", "embed_out"),
     "falcon": ("word_embeddings", "lm_head"),
     "bloom": ("word_embeddings", "lm_head"),

@@ -20,7 +20,7 @@ FAMILIES = {
     "chatglm", "baichuan", "internlm2", "internlm3", "falcon", "stablelm", "smollm3", "olmo", "olmo2", "olmoe",
     "granite",
     "granitemoe", "gpt_bigcode", "starcoder2", "gpt2", "gpt_neox", "gptj", "opt", "bloom", "mpt", "cohere", "cohere2",
-    "gpt_oss", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "ernie4_5", "seed_oss", "hunyuan_v1_dense",
+    "gpt_oss", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "ernie4_5", "seed_oss",
     "exaone4",
 }  # fmt: skip
 

@@ -24,6 +24,9 @@ PUBLISHED = {
     "internlm/internlm2-1_8b": 1_889_110_016,
     "internlm/internlm2-7b": 7_737_708_544,
     "internlm/internlm2-20b": 19_861_149_696,
+    "zai-org/chatglm-6b": 6_173_286_400,
+    "deepseek-ai/deepseek-moe-16b-base": 16_375_728_128,
+    "LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct": 7_818_448_896,
 }
 
 

@@ -171,5 +171,7 @@ def test_falcons_three_shapes():
     assert (old.attention.kv_heads, old.norms, old.parallel) == (1, 1, True)
     new = interpret({**base, "new_decoder_architecture": True, "num_kv_heads": 4}).runs[0].block
     assert (new.attention.kv_heads, new.norms, new.parallel) == (4, 2, True)
+    forty = interpret({**base, "model_type": "RefinedWeb", "n_head_kv": 4})
+    assert (forty.model_type, forty.runs[0].block.attention.kv_heads) == ("falcon", 4)
     serial = interpret({**base, "multi_query": False, "parallel_attn": False, "alibi": True}).runs[0].block
     assert (serial.attention.kv_heads, serial.norms, serial.parallel, serial.attention.rope) == (8, 2, False, "alibi")

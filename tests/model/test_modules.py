@@ -73,6 +73,12 @@ def test_experts_that_were_never_modules_stay_stacked():
     assert {linear.role for linear in reached} == {"q", "k", "v", "o"}
 
 
+def test_remote_code_keeps_its_experts_as_modules():
+    spec = resolve("deepseek-moe-16b-base")
+    reached = {linear.role for linear in lora_targets(spec, spec.runs[1].block, "all")}
+    assert {"expert_gate", "expert_up", "expert_down", "shared_down"} <= reached
+
+
 def test_both_ways_of_holding_experts_hold_the_same_parameters():
     spec = resolve("Qwen3-30B-A3B")
     block = spec.runs[0].block
