@@ -5,14 +5,14 @@ Both run the same timeline; ``price`` keeps totals only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.errors import InputError
 from planner.hardware.machine import Machine
 from planner.memory.host import HostNeed, host_bytes
 from planner.memory.models import extra_model_bytes
-from planner.memory.optimizer import optimizer_cost
+from planner.memory.optimizer import optimizer_cost, together
 from planner.memory.overhead import Overheads, overheads, workspace_bytes
 from planner.memory.regime import Regime, resolve_regime
 from planner.memory.remarks import assumptions_of, warnings_of
@@ -125,6 +125,9 @@ def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
     ranks, spec, setup = share.ranks, share.spec, share.setup
     parts = build_parts(setup, spec, regime)
     cost = optimizer_cost(setup, regime, parts.tensors)
+    if parts.whole_tensors:
+        state = regime.state if regime.master else regime.whole
+        cost = together(cost, optimizer_cost(setup, replace(regime, state=state), parts.whole_tensors))
     layout = lay_out(setup, regime, parts.units, cost, ranks, max(machine.gpus_per_node, 1), spec.hidden)
     step = Step(
         setup=setup, spec=spec, regime=regime, parts=parts, layout=layout, workspace_bytes=workspace_bytes(machine),

@@ -27,11 +27,17 @@ class Unit:
     small_elements: int = 0  # elements in tensors of one dimension (norms, biases)
     expert_elements: int = 0  # of those, elements in experts
     largest_frozen: int = 0  # elements of the largest frozen tensor
+    gradient_bytes_each: int | None = None  # where it differs from the regime's: modules trained whole beside adapters
 
     @property
     def held_bytes(self) -> int:
         """Bytes of one unsharded unit as held between steps."""
         return self.frozen_bytes + self.trained * self.trained_bytes_each
+
+    def gradient_bytes(self, usual_bytes_each: int) -> int:
+        """Bytes of this unit's gradients, each element in ``usual_bytes_each`` unless the unit has its own."""
+        each = usual_bytes_each if self.gradient_bytes_each is None else self.gradient_bytes_each
+        return self.trained * each
 
     @property
     def is_root(self) -> bool:

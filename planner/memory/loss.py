@@ -45,7 +45,7 @@ FUSED_IN_MODEL = LossCurve(4, 6, 4)
 FUSED_IN_MODEL_AUTOCAST = LossCurve(10, 14, 10)
 LITGPT_CHUNK_TOKENS = 128
 TORCHTUNE_CHUNKS = 8
-DPO_WITH_REFERENCE = LossCurve(18, 12, 2)
+DPO_WITH_REFERENCE = LossCurve(20, 12, 2)  # traced: both models' logits in fp32, their log-softmaxes, 16-bit logits
 DPO_ALONE = LossCurve(10, 12, 2)
 VALUE_ONLY = LossCurve(6, 0, 0)
 

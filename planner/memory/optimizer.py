@@ -63,6 +63,18 @@ class OptimizerCost:
     consumes_gradients: bool = False
 
 
+def together(one: OptimizerCost, other: OptimizerCost) -> OptimizerCost:
+    """The cost of two sets of tensors stepped by one optimizer."""
+    return OptimizerCost(
+        state_bytes=one.state_bytes + other.state_bytes,
+        step_temporary_bytes=one.step_temporary_bytes + other.step_temporary_bytes,
+        host_state_bytes=one.host_state_bytes + other.host_state_bytes,
+        master_bytes=one.master_bytes + other.master_bytes,
+        managed_bytes=one.managed_bytes + other.managed_bytes,
+        consumes_gradients=one.consumes_gradients,
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
     """What one optimizer keeps per trained tensor and allocates per step.

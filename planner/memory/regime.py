@@ -27,7 +27,7 @@ RESOLVED_VERSIONS: dict[str, dict[str, str]] = {
     "other": {"transformers": "5.23.0", "accelerate": "1.15.0", "peft": "0.21.2", "torch": "2.13.0"},
 }
 TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "trl", "embedded", "axolotl"})
-# Trained beside fp32 adapters, the embedding is fp32 too (peft autocast_adapter_dtype), and so is its output.
+# A trained embedding in fp32 hands out fp32: LLaMA-Factory casts all that trains.
 EMBEDDING_NAMES = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"})
 OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt"})
 
@@ -62,6 +62,7 @@ class Regime:
     load_dtype: Dtype = "bf16"
     quantized: Literal["dense", "nf4", "int8", "gptq"] = "dense"
     wide_stream: bool = False
+    whole: Dtype = "fp32"  # modules trained whole beside adapters (additional_target)
     known_engine: bool = True
 
     @property
@@ -143,8 +144,13 @@ def _resolve(key: tuple[object, ...], keyed: _Keyed) -> Regime:
         stacked_experts=version_of(setup, "transformers") >= (5,) and setup.engine not in OWN_LOOPS,
         upcast_frozen_on_sharding=sharded == "fsdp2" and autocast and version_of(setup, "accelerate") < (1, 12),
         quantized=quantized,
+        whole=_whole_dtype(setup, adapter, frozen),
         wide_stream=(autocast and str(embedding_norm).startswith("layernorm"))
-        or (setup.is_adapter and adapter == "fp32" and not EMBEDDING_NAMES.isdisjoint(setup.additional_target)),
+        or (
+            setup.is_adapter
+            and _whole_dtype(setup, adapter, frozen) == "fp32"
+            and not EMBEDDING_NAMES.isdisjoint(setup.additional_target)
+        ),
         known_engine=setup.engine in TRAINER_ENGINES | OWN_LOOPS,
     )
 
@@ -196,6 +202,11 @@ def _adapter_dtype(setup: TrainingSetup, sharded: str, quantized: str, compute: 
     if sharded in DEEPSPEED or setup.engine in OWN_LOOPS:
         return compute
     return "fp32"
+
+
+def _whole_dtype(setup: TrainingSetup, adapter: Dtype, frozen: Dtype) -> Dtype:
+    """Modules trained whole beside adapters: peft copies them as they are, LLaMA-Factory casts all that trains."""
+    return adapter if setup.engine in ("llamafactory", "embedded") or setup.parallelism in DEEPSPEED else frozen
 
 
 def _autocast(setup: TrainingSetup, held: Dtype, compute: Dtype, *, deepspeed: bool) -> bool:
@@ -254,6 +265,8 @@ def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
     if setup.engine in OWN_LOOPS:
         return "torchtune" if setup.engine == "torchtune" else "loop"
     version = version_of(setup, "transformers")
+    if model_type == "qwen":  # remote code of its own time, whatever the version
+        return "in_model"
     if version >= (4, 49):
         return "trl" if setup.engine == "trl" else "hf_4_49"
     if model_type in LOSS_IN_MODEL:

@@ -29,9 +29,7 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
     if not regime.known_engine:
         said.append(f"engine {setup.engine!r} has no rules of its own here and is priced as plain transformers")
     if setup.torch_compile:
-        said.append(
-            "torch.compile fuses operations: the estimate is that of the uncompiled step, usually an upper bound"
-        )
+        said.append("torch.compile is priced as fused norms and products; what else it fuses makes the step smaller")
     if spec.remote_code:
         said.append(f"{spec.id} runs its own modelling code, which was not traced; a Llama-like block is priced")
     if spec.verified is None and not spec.local_path:

@@ -56,7 +56,7 @@ def _replicated(
     held_back = accumulates or consumed
     return Layout(
         weights=sizes.held,
-        gradients={unit.name: 0 if held_back else unit.trained * each for unit in units},
+        gradients={unit.name: 0 if held_back else unit.gradient_bytes(each) for unit in units},
         gradients_carried=sizes.gradients if accumulates and not consumed else 0,
         gradients_at_step=0 if consumed else sizes.gradients,
         optimizer=cost.state_bytes + cost.master_bytes,

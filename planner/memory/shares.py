@@ -24,13 +24,14 @@ class Sizes:
 
 def sizes_of(units: Sequence[Unit], gradient_bytes: int, load_bytes: int) -> Sizes:
     """Add the units up; ``gradient_bytes`` and ``load_bytes`` per trained element."""
-    held = frozen = trained = largest = 0
+    held = frozen = trained = largest = gradients = 0
     for unit in units:
         held += unit.count * unit.held_bytes
         frozen += unit.count * unit.frozen_bytes
         trained += unit.count * unit.trained
+        gradients += unit.count * unit.gradient_bytes(gradient_bytes)
         largest = max(largest, unit.largest_trained)
-    return Sizes(held, frozen, trained, trained * gradient_bytes, frozen + trained * load_bytes, largest)
+    return Sizes(held, frozen, trained, gradients, frozen + trained * load_bytes, largest)
 
 
 def share(total: int, ranks: int) -> int:

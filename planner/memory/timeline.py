@@ -200,7 +200,7 @@ class Timeline:
     def _head_cast(self) -> int:
         """Autocast's 16-bit copy of an fp32 head, alive from its matmul to its backward."""
         regime, spec = self.step.regime, self.step.spec
-        held = regime.adapter if self.step.setup.is_adapter and self.step.parts.head_trained else regime.head
+        held = regime.whole if self.step.setup.is_adapter and self.step.parts.head_trained else regime.head
         if regime.autocast is None or held != "fp32" or (self.step.setup.parallelism or "none") in FSDP:
             return 0
         return spec.vocab * spec.hidden * bytes_of(regime.compute)

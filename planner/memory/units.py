@@ -20,12 +20,13 @@ class Parts:
     """Everything about parameters that the timeline needs.
 
     ``units``: "embedding", "block0".. one a run (count = layers of the run; a run may be cut in two where only its
-    last layers train), "head". ``tensors`` are the trained tensors grouped by shape. ``layers`` says what each block
-    unit is.
+    last layers train), "head". ``tensors`` are the trained tensors grouped by shape, ``whole_tensors`` those of
+    embedding and head trained whole beside adapters, in a dtype of their own. ``layers`` says what each block unit is.
     """
 
     units: tuple[Unit, ...]
     tensors: tuple[Tensor2D, ...]
+    whole_tensors: tuple[Tensor2D, ...]
     layers: tuple[Layer, ...]
     trained: int
     total: int
@@ -55,7 +56,7 @@ def build_parts(setup: TrainingSetup, spec: ModelSpec, regime: Regime) -> Parts:
     """Cut the model into units under this setup."""
     return _build(
         spec, regime, setup.method, setup.lora_rank, setup.lora_target, setup.additional_target,
-        setup.freeze_trainable_layers, setup.double_quantization, setup.badam_mode,
+        setup.freeze_trainable_layers, setup.double_quantization, setup.quantization_bit or 4,
     )  # fmt: skip
 
 
@@ -69,19 +70,19 @@ def _build(
     additional: tuple[str, ...],
     freeze_layers: int,
     double: bool,
-    badam_mode: str,
+    bits: int,
 ) -> Parts:
-    return _Builder(spec, regime, method, rank, targets, additional, freeze_layers, double).build()
+    return _Builder(spec, regime, method, rank, targets, additional, freeze_layers, double, bits).build()
 
 
 class _Builder:
     def __init__(
         self, spec: ModelSpec, regime: Regime, method: str, rank: int, targets: Literal["all"] | tuple[str, ...],
-        additional: tuple[str, ...], freeze_layers: int, double: bool,
+        additional: tuple[str, ...], freeze_layers: int, double: bool, bits: int,
     ) -> None:  # fmt: skip
         self.spec, self.regime, self.method, self.rank, self.targets = spec, regime, method, rank, targets
         self.additional = frozenset(name.rpartition(".")[2] for name in additional)
-        self.freeze_layers, self.double = freeze_layers, double
+        self.freeze_layers, self.double, self.bits = freeze_layers, double, bits
         self.adapters = method in ("lora", "dora", "qlora", "oft")
         self.tensors: dict[tuple[int, int, str, int], int] = {}
 
@@ -98,15 +99,21 @@ class _Builder:
         adapters = self._adapter_elements(layers)
         return Parts(
             units=units,
-            tensors=tuple(
-                Tensor2D(rows, cols, copies, kind, stack)  # type: ignore[arg-type]
-                for (rows, cols, kind, stack), copies in self.tensors.items()
-            ),
+            tensors=self._grouped(apart=False),
+            whole_tensors=self._grouped(apart=True),
             layers=layers,
             trained=trained,
             total=count(spec).total + adapters,
             head_trained=whole or head_name in self.additional,
             embedding_trained=whole or embedding_name in self.additional,
+        )
+
+    def _grouped(self, *, apart: bool) -> tuple[Tensor2D, ...]:
+        """Trained tensors by shape; ``apart`` those of embedding and head beside adapters, else all others."""
+        return tuple(
+            Tensor2D(rows, cols, copies, kind, stack)  # type: ignore[arg-type]
+            for (rows, cols, kind, stack), copies in self.tensors.items()
+            if (self.adapters and kind in ("embedding", "head")) is apart
         )
 
     def _adapter_elements(self, layers: tuple[Layer, ...]) -> int:
@@ -151,9 +158,17 @@ class _Builder:
         return Unit(
             name=name, count=1, frozen=frozen + vision,
             frozen_bytes=frozen * bytes_of(regime.embedding) + vision * bytes_of(regime.frozen),
-            trained=trained + low, trained_bytes_each=self._trained_bytes(),
+            trained=trained + low, trained_bytes_each=self._outer_bytes(trained),
+            gradient_bytes_each=self._own(trained),
             largest_trained=self.spec.vocab * width if trained else low, tensors=1, small_elements=0,
         )  # fmt: skip
+
+    def _outer_bytes(self, whole: int) -> int:
+        """Bytes of an element trained in embedding or head, where ``whole`` of them are not adapters."""
+        return self._trained_bytes() if not self.adapters or not whole else bytes_of(self.regime.whole)
+
+    def _own(self, whole: int) -> int | None:
+        return bytes_of(self.regime.whole) if self.adapters and whole and not self.regime.master else None
 
     def _trained_bytes(self) -> int:
         return bytes_of(self.regime.adapter if self.adapters else self.regime.trained)
@@ -173,7 +188,8 @@ class _Builder:
         return Unit(
             name="head", count=1, frozen=frozen_head + (0 if whole else norm),
             frozen_bytes=frozen_head * bytes_of(regime.head) + (0 if whole else norm * bytes_of(regime.norms)),
-            trained=trained, trained_bytes_each=self._trained_bytes(), largest_trained=trained_head,
+            trained=trained, trained_bytes_each=self._outer_bytes(trained_head),
+            gradient_bytes_each=self._own(trained_head), largest_trained=trained_head,
             tensors=2, small_elements=norm,
         )  # fmt: skip
 
@@ -282,7 +298,7 @@ class _Builder:
 
     def _gptq_bytes(self, lin: Linear, weights: int) -> int:
         stored = self.spec.quantized
-        bits = stored.bits if stored else 4
+        bits = stored.bits if stored else self.bits
         group = stored.group_size if stored and stored.group_size and stored.group_size > 0 else None
         groups = -(-lin.inputs // group) if group else 1
         cells = groups * lin.outputs * lin.copies
