@@ -96,14 +96,13 @@ class _Builder:
         head = self._head(whole, head_name in self.additional)
         units = (embedding, *blocks, head)
         trained = sum(unit.count * unit.trained for unit in units)
-        adapters = self._adapter_elements(layers)
         return Parts(
             units=units,
             tensors=self._grouped(apart=False),
             whole_tensors=self._grouped(apart=True),
             layers=layers,
             trained=trained,
-            total=count(spec).total + adapters,
+            total=sum(unit.count * (unit.frozen + unit.trained) for unit in units),
             head_trained=whole or head_name in self.additional,
             embedding_trained=whole or embedding_name in self.additional,
         )
@@ -115,15 +114,6 @@ class _Builder:
             for (rows, cols, kind, stack), copies in self.tensors.items()
             if (self.adapters and kind in ("embedding", "head")) is apart
         )
-
-    def _adapter_elements(self, layers: tuple[Layer, ...]) -> int:
-        if not self.adapters:
-            return 0
-        inner = sum(
-            layer.count * sum(self._adapter(lin) for lin in layer.linears if lin.role in layer.targets)
-            for layer in layers
-        )
-        return inner + self._outer_adapters()
 
     def _adapter(self, lin: Linear) -> int:
         extra = lin.outputs if self.method == "dora" else 0
