@@ -17,12 +17,17 @@ from typing import Any
 from planner.errors import InputError, UnsupportedError, nearest
 from planner.model import fetch
 from planner.model.interpret import interpret
-from planner.model.spec import ModelSpec
+from planner.model.spec import ModelSpec, Quantized
 from planner.rulebook.paths import rules_dir
 
 _HEADING = re.compile(r"^\[\[(model|size)\]\]$", re.MULTILINE)
 _NAMES = re.compile(r'^(?:id|siblings|aliases)\s*=\s*("[^"]*"|\[[^\]]*\])', re.MULTILINE)
 _QUOTED = re.compile(r'"([^"]+)"')
+# Organisations that publish other people's models under the same names (ModelScope's among them).
+_MIRRORS = frozenset(
+    {"unsloth", "nousresearch", "llm-research", "ai-modelscope", "modelscope", "zhipuai", "thudm", "lmstudio-community"}
+)
+_BNB_4BIT = re.compile(r"(-unsloth)?-bnb-4bit$")
 _SAFETENSORS_DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
@@ -97,7 +102,20 @@ def resolve(name: str) -> ModelSpec:
 @lru_cache(maxsize=1024)
 def _named(name: str) -> ModelSpec | None:
     row = catalogue().by_name.get(name.lower())
-    return None if row is None else from_row(row, name)
+    return from_row(row, name) if row is not None else _mirrored(name)
+
+
+def _mirrored(name: str) -> ModelSpec | None:
+    """A copy under an organisation known for copies, whole or with bitsandbytes' 4 bit; a note says what was taken."""
+    owner, _, copied = name.lower().rpartition("/")
+    plain = _BNB_4BIT.sub("", copied)
+    row = catalogue().by_name.get(plain) if owner in _MIRRORS else None
+    if row is None or row.kind == "size":
+        return None
+    spec = from_row(row, plain)
+    quantized = Quantized(method="bnb", bits=4) if plain != copied else spec.quantized
+    note = f"{name} is taken to be a copy of {spec.id}" + (" in 4 bit" if plain != copied else "")
+    return replace(spec, id=name, quantized=quantized, verified=None, notes=(*spec.notes, note))
 
 
 def from_row(row: Row, name: str | None = None) -> ModelSpec:

@@ -63,11 +63,16 @@ class Traits:
     fixed: dict[str, Any] = field(default_factory=dict)  # keys this family takes for granted
 
 
+MOST_LAYERS = 10_000  # far above any model; keeps a corrupt config from filling memory
+
+
 def build(keys: Keys, traits: Traits) -> ModelSpec:
     """The ModelSpec of one text config; ``id``, totals and the vision side are filled in by the caller."""
     if traits.fixed:
         keys = Keys({**traits.fixed, **keys.config}, keys.model_type, place=keys.place, nested=keys.nested)
     layers = keys.whole("num_hidden_layers")
+    if layers > MOST_LAYERS:
+        raise InputError(f"{keys.place}: num_hidden_layers is {layers}; more than {MOST_LAYERS} is no model")
     blocks = (
         [build_block(keys, traits, 0)] * layers
         if _is_uniform(keys, traits)
@@ -186,7 +191,11 @@ def rotary_dim(keys: Keys, head_dim: int) -> int:
         return min(given, head_dim)
     rope = keys.section("rope_parameters")
     factor = keys.config.get("rotary_pct") or rope.get("partial_rotary_factor") or keys.raw("partial_rotary_factor")
-    return int(head_dim * float(factor)) if isinstance(factor, int | float) else head_dim
+    if factor is None:
+        return head_dim
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1:
+        raise InputError(f"{keys.place}: the rotated share of a head is {factor!r}; it must lie between 0 and 1")
+    return int(head_dim * factor)
 
 
 def uniform_window(keys: Keys, layer: int) -> int | None:

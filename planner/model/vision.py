@@ -161,7 +161,7 @@ def _patches(keys: Keys, h: int, *, bias: bool = False) -> int:
 
 def _qwen2(keys: Keys, outer: Keys, t: int) -> VisionTower:
     h, layers, out = keys.whole("embed_dim"), keys.whole("depth"), keys.whole("hidden_size")
-    i = int(keys.number("mlp_ratio", 4) * h)
+    i = keys.whole("mlp_ratio", 4) * h
     d = h * keys.whole("spatial_merge_size") ** 2
     tower = _patches(keys, h) + layers * (4 * h + _linear(h, 3 * h) + _linear(h, h) + _linear(h, i) + _linear(i, h))
     merger = 2 * h + _linear(d, d) + _linear(d, out)

@@ -123,6 +123,16 @@ def test_gptq_rows_are_quantized():
     assert (found.method, found.bits, found.group_size) == ("gptq", 4, 128)
 
 
+def test_a_mirrors_copy_is_known_and_said_to_be_one():
+    copy = resolve("unsloth/Qwen2.5-7B-Instruct")
+    assert (copy.id, copy.parameters, copy.quantized) == ("unsloth/Qwen2.5-7B-Instruct", 7_615_616_512, None)
+    assert copy.notes == ("unsloth/Qwen2.5-7B-Instruct is taken to be a copy of Qwen/Qwen2.5-7B-Instruct",)
+    packed = resolve("unsloth/llama-3-8b-Instruct-bnb-4bit")
+    assert (packed.quantized.method, packed.quantized.bits, packed.parameters) == ("bnb", 4, 8_030_261_248)
+    with pytest.raises(InputError, match="not in the catalogue"):
+        resolve("somebody/Qwen2.5-7B-Instruct")
+
+
 def test_an_unknown_name_offers_the_nearest():
     with pytest.raises(InputError, match=r"model 'Quen2.5-7B' is not in the catalogue; did you mean Qwen2.5-7B"):
         resolve("Quen2.5-7B")
