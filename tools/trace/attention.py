@@ -25,10 +25,11 @@ def scaled_dot_product_attention(
     """Follows attention.cpp of torch: flash without a mask in 16 bit, else memory-efficient."""
     query, key, value, attn_mask = (_autocast(t) for t in (query, key, value, attn_mask))
     one_width = query.shape[-1] == key.shape[-1] == value.shape[-1] <= 256
-    if attn_mask is None and query.dtype in FLASH_DTYPES and one_width:
+    paired = enable_gqa or query.shape[1] == key.shape[1]
+    if attn_mask is None and query.dtype in FLASH_DTYPES and one_width and paired:
         return flash(query, key, value, dropout_p, is_causal, scale)
-    if enable_gqa and query.shape[1] != key.shape[1]:  # the memory-efficient kernel knows no grouped heads
-        return _mathematical(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    if query.shape[1] != key.shape[1]:  # the memory-efficient kernel knows neither grouped nor broadcast heads
+        return _mathematical(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
 
 
@@ -54,9 +55,10 @@ def _mathematical(
     dropout: float,
     causal: bool,
     scale: float | None,
+    grouped: bool,
 ) -> torch.Tensor:
     out: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(
-        query, key, value, mask, dropout, causal, None, scale=scale, enable_gqa=True
+        query, key, value, mask, dropout, causal, None, scale=scale, enable_gqa=grouped
     )[0]
     return out
 

@@ -101,6 +101,9 @@ FAMILIES: dict[str, Row] = {
         "vocab_size": 51200,
         "partial_rotary_factor": 0.4,
         "max_position_embeddings": 2048,
+        "resid_pdrop": 0.1,
+        "embd_pdrop": 0.0,
+        "attention_dropout": 0.0,
     },
     "phi3-mini": {
         "model_type": "phi3",
@@ -175,7 +178,16 @@ FAMILIES: dict[str, Row] = {
         "n_group": 8,
         "topk_group": 4,
     },
-    "gpt2-xl": {"model_type": "gpt2", "n_embd": 1600, "n_head": 25, "n_positions": 2048, "vocab_size": 50257},
+    "gpt2-xl": {
+        "model_type": "gpt2",
+        "n_embd": 1600,
+        "n_head": 25,
+        "n_positions": 2048,
+        "vocab_size": 50257,
+        "resid_pdrop": 0.1,
+        "attn_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+    },
     "pythia-6.9b": {
         "model_type": "gpt_neox",
         "hidden_size": 4096,
@@ -194,6 +206,9 @@ FAMILIES: dict[str, Row] = {
         "n_positions": 8192,
         "vocab_size": 49152,
         "multi_query": True,
+        "resid_pdrop": 0.1,
+        "attn_pdrop": 0.1,
+        "embd_pdrop": 0.1,
     },
     "falcon-7b": {
         "model_type": "falcon",
@@ -215,6 +230,8 @@ FAMILIES: dict[str, Row] = {
         "vocab_size": 50272,
         "max_position_embeddings": 2048,
         "word_embed_proj_dim": 4096,
+        "dropout": 0.1,
+        "attention_dropout": 0.0,
     },
     "starcoder2-7b": {
         "model_type": "starcoder2",
@@ -226,6 +243,9 @@ FAMILIES: dict[str, Row] = {
         "use_bias": True,
         "sliding_window": 4096,
         "max_position_embeddings": 16384,
+        "residual_dropout": 0.1,
+        "embedding_dropout": 0.1,
+        "attention_dropout": 0.1,
     },
     "stablelm-2-12b": {
         "model_type": "stablelm",
@@ -360,6 +380,35 @@ def experts() -> Iterator[Row]:
             }
 
 
+def windows() -> Iterator[Row]:
+    """Sliding windows: a mask, and another kernel, from the length that reaches the window on."""
+    gemma3 = FAMILIES["gemma3-text-12b"]
+    mistral = {**FAMILIES["mistral-7b"], "sliding_window": 4096}
+    cases: dict[str, Row] = {
+        "gemma3-text-12b-{}-full-attention": {"config": gemma3, "all_full": True},
+        "gemma3-text-12b-{}-s512": {"config": gemma3, "seq_len": 512},
+        "gemma3-text-12b-{}-eager": {"config": gemma3, "attention": "eager"},
+        "phi3-mini-{}-window-2047": {"config": {**FAMILIES["phi3-mini"], "sliding_window": 2047}},
+        "mistral-7b-{}-window-4096-s4096": {"config": mistral, "seq_len": 4096},
+        "mistral-7b-{}-window-4096-s4096-fa2": {
+            "config": mistral,
+            "seq_len": 4096,
+            "attention": "flash_attention_2",
+        },
+        "mistral-7b-{}-window-4096-s4095": {"config": mistral, "seq_len": 4095},
+        "llama3-8b-{}-full-s4096": {"config": FAMILIES["llama3-8b"], "seq_len": 4096},
+        "qwen2.5-0.5b-{}-full-s4096": {"config": FAMILIES["qwen2.5-0.5b"], "seq_len": 4096, "micro_batch_size": 2},
+    }
+    for name, case in cases.items():
+        for layers, checkpointing in ((2, False), (4, False), (4, True)):
+            row = {key: value for key, value in case.items() if key not in ("config", "all_full")}
+            config = deep(case["config"], layers)
+            if "all_full" in case:
+                config["layer_types"] = ["full_attention"] * layers
+            tail = "-gc" if checkpointing else ""
+            yield {"name": name.format(layers) + tail, "config": config, **row, "gradient_checkpointing": checkpointing}
+
+
 def variants() -> Iterator[Row]:
     """Other modes of a few families: adapters, kernels, losses, optimizers, padding, accumulation."""
     llama = FAMILIES["llama3-8b"]
@@ -442,7 +491,7 @@ def extras() -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["families", "variants", "extras", "experts"])
+    parser.add_argument("what", choices=["families", "variants", "extras", "experts", "windows"])
     parser.add_argument("--only", nargs="*", help="these families")
     options = parser.parse_args()
     chosen = {
@@ -450,6 +499,7 @@ def main() -> None:
         "variants": variants,
         "extras": extras,
         "experts": experts,
+        "windows": windows,
     }
     for row in chosen[options.what]():
         print(json.dumps(row))

@@ -54,8 +54,9 @@ def _efficient_backward(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any)
         splits = max(1, min(-(-kv_tokens // columns), 200 // (batch * heads)))
         staged += splits * columns * (_up(width, rows) + _up(value_width, rows))
     delta = batch * heads * tokens * 4
+    product = 0 if half else batch * heads * tokens * value_width * 4  # fp32 computes delta outside of the kernel
     copied = 0 if grad.transpose(1, 2).is_contiguous() else grad.numel() * grad.element_size()
-    return delta + batch * heads * _up(staged, 4) * 4 + copied
+    return copied + delta + max(product, batch * heads * _up(staged, 4) * 4)
 
 
 def _efficient_blocks(width: int, half: bool) -> tuple[int, int, bool]:
@@ -64,8 +65,6 @@ def _efficient_blocks(width: int, half: bool) -> tuple[int, int, bool]:
         return 64, 64, half
     if not half:
         return 128, 64, False
-    if width <= 96:
-        return 128, 64, True
     return (128, 128, True) if width <= 128 else (128, 64, False)
 
 
