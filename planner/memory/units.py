@@ -81,9 +81,10 @@ class _Builder:
         additional: tuple[str, ...], freeze_layers: int, double: bool, bits: int,
     ) -> None:  # fmt: skip
         self.spec, self.regime, self.method, self.rank, self.targets = spec, regime, method, rank, targets
-        self.additional = frozenset(name.rpartition(".")[2] for name in additional)
-        self.freeze_layers, self.double, self.bits = freeze_layers, double, bits
         self.adapters = method in ("lora", "dora", "qlora", "oft")
+        # modules_to_save is peft's: without adapters nothing is copied
+        self.additional = frozenset(name.rpartition(".")[2] for name in additional if self.adapters)
+        self.freeze_layers, self.double, self.bits = freeze_layers, double, bits
         self.tensors: dict[tuple[int, int, str, int], int] = {}
 
     def build(self) -> Parts:
