@@ -80,6 +80,7 @@ def launch_script(launch: Launch, *, headline: str) -> str:
         launcher=launcher_values(launch.chosen),
         others=[launcher_values(each) for each in launch.others],
         why_no_others=launch.alone,
+        override=launch.override,
     )
 
 

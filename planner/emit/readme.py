@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.emit.dataset import DEMO, DataSource
-from planner.emit.render import render, shell_words
+from planner.emit.guides import guide_of
+from planner.emit.render import render
 from planner.memory.result import PARTS
 from planner.plan.plan import Configuration, Plan
 from planner.targets.context import EmitContext
@@ -14,6 +15,8 @@ from planner.training import TrainingSetup
 from planner.units import show_count, show_gib
 
 _WHAT = {
+    "train.py": "the training script: transformers' Trainer",
+    "train_args.json": "every setting of the script",
     "train.yaml": "the arguments of LLaMA-Factory, every one that memory depends on stated",
     "ds_config.json": "DeepSpeed's settings, with the buckets that were priced",
     "accelerate.yaml": "the launch configuration of accelerate",
@@ -34,7 +37,7 @@ def readme(
     names: Sequence[str],
 ) -> str:
     """The README as Markdown; ``setup`` is the settled one, ``names`` every file of the folder."""
-    estimate = chosen.estimate
+    estimate, guide = chosen.estimate, guide_of(setup.engine)
     return render(
         "README.md.j2",
         title=_line(f"{plan.model.id}: {setup.stage} by {setup.method}"),
@@ -50,15 +53,15 @@ def readme(
         warnings=[_line(each) for each in dict.fromkeys((*plan.warnings, *estimate.warnings))],
         assumptions=[_line(each) for each in dict.fromkeys((*plan.assumptions, *estimate.assumptions))],
         files=[(name, _WHAT.get(name, "training samples")) for name in sorted(names)],
-        packages=_packages(setup),
+        packages=guide.packages(setup),
         nodes=context.nodes,
         is_zero=setup.parallelism in ZERO,
         is_nvme=setup.offload == "nvme",
         several=context.world_size > 1,
         has_unused_validation=data.eval_dataset is not None and setup.eval_micro_batch_size is None,
-        is_adapter=setup.is_adapter,
-        export=shell_words((*_after(setup, context), "export_dir=merged")),
-        chat=shell_words(_after(setup, context)),
+        log_note=guide.log_note,
+        settings_file=guide.settings_file,
+        after=guide.after(setup, context),
     )
 
 
@@ -122,31 +125,3 @@ def _breakdown(chosen: Configuration) -> list[tuple[str, str]]:
     if estimate.capacity_bytes is not None:
         rows.append(("capacity", show_gib(estimate.capacity_bytes, digits=2)))
     return rows
-
-
-def _packages(setup: TrainingSetup) -> list[str]:
-    """What LLaMA-Factory asks for beside itself (its ``_check_extra_dependencies``, and fa2)."""
-    wanted = {
-        "deepspeed>=0.10,<=0.18.4": setup.parallelism in ZERO,
-        "liger-kernel>=0.6.3": setup.liger_kernel,
-        "bitsandbytes>=0.43": bool(setup.quantization_bit) and setup.quantization_method == "bnb",
-        "unsloth": setup.unsloth,
-        "galore_torch": setup.method == "galore",
-        "apollo_torch": setup.method == "apollo",
-        "badam>=1.2.1": setup.method == "badam",
-        "flash-attn": setup.attention == "flash_attention_2",
-    }
-    if "8bit" in setup.optim or setup.optim.startswith("paged"):
-        wanted["bitsandbytes>=0.43"] = True
-    return [package for package, needed in wanted.items() if needed]
-
-
-def _after(setup: TrainingSetup, context: EmitContext) -> tuple[str, ...]:
-    """Arguments that find the result of the run again."""
-    template = (f"template={context.template}",) if context.template else ()
-    where: tuple[str, ...]
-    if setup.is_adapter:
-        where = (f"model_name_or_path={context.model_path}", f"adapter_name_or_path={context.output_dir}")
-    else:
-        where = (f"model_name_or_path={context.output_dir}",)
-    return where + template

@@ -30,6 +30,7 @@ def emit_context(plan: Plan, setup: TrainingSetup, data: DataSource) -> EmitCont
         cpu_cores=machine.cpu_cores,
         template=spec.template,
         trust_remote_code=spec.remote_code,
+        stored_dtype=spec.stored_dtype,
         stored_quantization=spec.quantized.method if spec.quantized else None,
         dataset=data.dataset,
         eval_dataset=data.eval_dataset,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.targets import llamafactory, llamafactory_launch
+from planner.targets import llamafactory, llamafactory_launch, transformers_script
 from planner.targets.context import EmitContext, Reading
 from planner.targets.launchers import Launch
 from planner.training import TrainingSetup
@@ -33,5 +33,12 @@ TARGETS: dict[str, Target] = {
         files=llamafactory.files,
         read=llamafactory.read,
         launch=llamafactory_launch.launch,
+    ),
+    "transformers": Target(
+        file_name=transformers_script.FILE_NAME,
+        settle=transformers_script.settle,
+        files=transformers_script.files,
+        read=transformers_script.read,
+        launch=transformers_script.launch,
     ),
 }

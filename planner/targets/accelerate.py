@@ -42,8 +42,8 @@ def emit(setup: TrainingSetup, context: EmitContext) -> dict[str, Any]:
 
 
 def mixed_precision(setup: TrainingSetup) -> str:
-    """The autocast dtype as accelerate names it; no autocast where trained weights are 16-bit themselves."""
-    pure = "bf16" in (setup.adapter_dtype, setup.param_dtype)
+    """The autocast dtype as accelerate names it; LLaMA-Factory has none where trained weights are 16-bit themselves."""
+    pure = setup.engine == "llamafactory" and "bf16" in (setup.adapter_dtype, setup.param_dtype)
     return "no" if pure or setup.compute_dtype in (None, "fp32") else str(setup.compute_dtype)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.hardware.machine import Vendor
-from planner.training import TrainingSetup
+from planner.training import Dtype, TrainingSetup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class EmitContext:
     template: str | None = None
     trust_remote_code: bool = False
     stored_quantization: str | None = None
+    stored_dtype: Dtype = "bf16"
     dataset: str = "demo"
     eval_dataset: str | None = None
     samples: int | None = None

@@ -48,14 +48,16 @@ class Variable:
 class Launch:
     """How a folder is started: the launcher that its script runs, the others, and what all of them need.
 
-    ``remedy`` says how to get the chosen program; ``alone`` why there is no other launcher, where there is none.
+    ``remedy`` says how to get the chosen program; ``alone`` why there is no other launcher, where there is none;
+    ``override`` shows how a setting is changed for one run.
     """
 
     chosen: Launcher
     others: tuple[Launcher, ...]
     environment: tuple[Variable, ...]
     remedy: str
-    alone: str = ""
+    alone: str
+    override: str
 
 
 NODE_WORDS: tuple[Word, ...] = (

@@ -32,6 +32,7 @@ def launch(setup: TrainingSetup, context: EmitContext) -> Launch:
         environment=(*place_environment(context), *_own_environment(setup, context)),
         remedy="install LLaMA-Factory: pip install llamafactory==0.9.5",
         alone="No other launcher passes FSDP's settings on to LLaMA-Factory.",
+        override="max_steps=10",
     )
 
 

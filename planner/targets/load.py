@@ -6,33 +6,51 @@ from pathlib import Path
 
 from planner.errors import InputError
 from planner.files import read_text
-from planner.targets import accelerate, llamafactory, sidecar
+from planner.targets import TARGETS, Target, accelerate, deepspeed, sidecar
 from planner.targets.context import Reading
 from planner.targets.yaml_text import load_yaml
-
-LAUNCH_CONFIG = accelerate.FILE_NAME
 
 
 def read_setup(path: str | Path) -> Reading:
     """The setup of a plan's folder, or of one LLaMA-Factory YAML with the DeepSpeed JSON that it names.
 
-    Beside a folder's ``train.yaml`` its ``accelerate.yaml`` and ``plan.json`` are read; beside a lone YAML neither is,
-    for nothing says that they belong to it. Raises InputError for what is missing, unreadable or not understood.
+    A folder's trainer is the one whose file lies in it. Raises InputError for what is missing, unreadable or not
+    understood.
     """
     place = Path(path).expanduser()
-    beside: tuple[str, ...] = ()
-    if place.is_dir():
-        name = llamafactory.FILE_NAME
-        beside = (LAUNCH_CONFIG, sidecar.FILE_NAME)
-        folder = place
-    else:
-        name, folder = place.name, place.parent
-    texts = {name: read_text(str(folder / name), place="config")}
-    for other in (*beside, *_named_files(texts[name], name)):
-        found = _find(other, folder)
+    return _read_folder(place) if place.is_dir() else _read_yaml(place)
+
+
+def _read_folder(folder: Path) -> Reading:
+    target = _target_of(folder)
+    texts = {target.file_name: _text(folder / target.file_name)}
+    beside = [accelerate.FILE_NAME, sidecar.FILE_NAME, deepspeed.FILE_NAME]
+    if target.file_name.endswith(".yaml"):
+        beside += _named_files(texts[target.file_name], target.file_name)
+    texts |= {name: _text(folder / name) for name in beside if (folder / name).is_file()}
+    return target.read(texts, hidden_of=_hidden_of)
+
+
+def _target_of(folder: Path) -> Target:
+    for target in TARGETS.values():
+        if (folder / target.file_name).is_file():
+            return target
+    names = " or ".join(target.file_name for target in TARGETS.values())
+    raise InputError(f"config {str(folder)!r} is not the folder of a plan: it has no {names}")
+
+
+def _read_yaml(place: Path) -> Reading:
+    """A lone YAML: nothing says that other files beside it belong to it, except those that it names."""
+    texts = {place.name: _text(place)}
+    for name in _named_files(texts[place.name], place.name):
+        found = _find(name, place.parent)
         if found is not None:
-            texts[other] = read_text(str(found), place="config")
-    return llamafactory.read(texts, hidden_of=_hidden_of, name=name)
+            texts[name] = _text(found)
+    return TARGETS["llamafactory"].read(texts, hidden_of=_hidden_of, name=place.name)
+
+
+def _text(path: Path) -> str:
+    return read_text(str(path), place="config")
 
 
 def _named_files(text: str, name: str) -> tuple[str, ...]:

@@ -24,6 +24,12 @@ def test_a_written_folder_reads_back(tmp_path: Path) -> None:
     assert read_setup(folder).setup == SETUP
 
 
+def test_a_folder_of_the_transformers_script_reads_back(tmp_path: Path) -> None:
+    setup = SETUP.but(engine="transformers", param_dtype="bf16")
+    folder = write_folder(plan_files(plan_of(setup, on=machine(3))), tmp_path / "plan").folder
+    assert read_setup(folder).setup == setup
+
+
 def test_changes_by_hand_are_seen(tmp_path: Path) -> None:
     folder = write_folder(plan_files(plan_of(SETUP, on=machine(3))), tmp_path / "plan").folder
     train = folder / "train.yaml"
