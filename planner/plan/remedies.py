@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from planner.hardware.machine import Gpu, Machine
+from planner.model.count import count_block
 from planner.plan.explain import spread
 from planner.search.batch import plan_batch
 from planner.search.climb import SHORTEST_SEQUENCE, Climber, Outcome, method_class_of
@@ -21,7 +22,7 @@ CARD_SHARE = 0.97  # of a card's nominal size that a job may use, as for sizes w
 
 def remedies_of(desk: Desk, outcome: Outcome) -> tuple[str, ...]:
     """Sentences, the nearest remedy first: another method, shorter sequences, more GPUs, a larger card, host memory."""
-    found = (_method, _length, _count, _card, _offload)
+    found = (_method, _length, _count, _card, _offload, _layer)
     return tuple(sentence for look in found for sentence in look(desk, outcome))
 
 
@@ -95,6 +96,14 @@ def _offload(desk: Desk, outcome: Outcome) -> Iterator[str]:
                 continue
             yield f"{each.label} with {rung.title} would fit the GPUs; {_host_need(desk, price.host_bytes)}"
             return
+
+
+def _layer(desk: Desk, outcome: Outcome) -> Iterator[str]:
+    """Sharding by ZeRO and FSDP gathers a layer at a time: one that is larger than the GPU has to be cut itself."""
+    largest = max((count_block(desk.spec, run.block).total for run in desk.spec.runs), default=0)
+    if 2 * largest > desk.capacity_bytes:
+        size = show_gib(2 * largest)
+        yield f"one layer alone is {size} in 16 bits: tensor or expert parallelism over NVLink would cut it"
 
 
 def _host_need(desk: Desk, host_bytes: int) -> str:

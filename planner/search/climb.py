@@ -27,7 +27,7 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class Round:
     """One class of the climb: ``rung`` is None where the walk starts. ``refused`` is set where rules shut it out."""
 
@@ -53,7 +53,7 @@ class Round:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class Outcome:
     """Where the climb ended. ``chosen`` is None if nothing fits; ``nearest`` is then what comes closest."""
 
@@ -67,7 +67,7 @@ class Outcome:
     used_offload: Rung | None = None
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)
 class Climber:
     """Walks the classes of a request in the ladder's order."""
 
@@ -116,8 +116,7 @@ class Climber:
         """What is expected to fit without the margin for what is not known: a try, and said to be one."""
         for setup, each in sorted(self._leanest(), key=lambda pair: self.desk.need(pair[0]) or 0):
             price = self.desk.price(setup)
-            assert price is not None  # noqa: S101 - refused variants are left out
-            tight = price.allocated_bytes + price.context_bytes <= self.desk.capacity_bytes
+            tight = price is not None and price.allocated_bytes + price.context_bytes <= self.desk.capacity_bytes
             if tight and self.desk.host_refusal(setup) is None:
                 return self._outcome("uncertain", setup, each)
         return None
@@ -183,7 +182,7 @@ def make_round(desk: Desk, terms: Terms, rung: Rung | None, rungs: Sequence[Rung
     return Round(rung, label, method_class_of(space.base), space, space.refused())
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)
 class Rivals:
     """Classes that the request keeps out, each worked out once: what they would be at their best."""
 

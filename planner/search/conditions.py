@@ -36,7 +36,7 @@ _WORDS = {
 _BARE_WORDS = {"true": "on", "false": "off", "null": "absent", "not_null": "given"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Condition:
     """``field op value``. Holds only if the fact is known, ``null`` aside."""
 
@@ -48,12 +48,11 @@ class Condition:
     def holds(self, facts: Facts) -> bool:
         """True if the condition is met."""
         value = facts.get(self.field)
-        if self.op in _BARE_WORDS:
+        test = _COMPARE.get(self.op)
+        if test is None:
             return _bare(self.op, value, absent_is_false=self.field.startswith("config."))
         wanted = self.value if self.other is None else facts.get(self.other)
-        if value is None or wanted is None:
-            return False
-        return _COMPARE[self.op](value, wanted)
+        return value is not None and wanted is not None and test(value, wanted)
 
     def words(self) -> str:
         """``machine.has_bf16 is on``: for the reader of a skipped rung."""

@@ -27,7 +27,7 @@ class Violation:
     effect: Effect
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class Rule:
     """A compiled row of rules/constraints.toml."""
 
@@ -40,7 +40,10 @@ class Rule:
 
     def met(self, facts: Facts) -> bool:
         """True if every condition holds."""
-        return all(condition.holds(facts) for condition in self.when)
+        for condition in self.when:  # noqa: SIM110 - called thousands of times: a generator costs as much as the test
+            if not condition.holds(facts):
+                return False
+        return True
 
 
 _OF_FILES = 'field = "config.'
@@ -67,7 +70,7 @@ def _compile(row: Mapping[str, Any]) -> Rule:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class _Index:
     """Rules by what must be true of one setup field for them to matter, so that most are never looked at."""
 
@@ -79,7 +82,9 @@ class _Index:
         """The rules that a setup could meet."""
         yield from self.always
         for field, by_value in self.by_value.items():
-            yield from by_value.get(facts.get(field), ())
+            found = by_value.get(facts.get(field))
+            if found is not None:
+                yield from found
         for field, rules in self.if_given.items():
             if facts.get(field) is not None:
                 yield from rules

@@ -31,7 +31,7 @@ _KEY = tuple(name for name in FIELD_NAMES if name not in ("ds_config", "versions
 CONSERVATIVE_SHARE = 0.80
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)
 class Desk:
     """What the search may ask of the rest: bytes, speed, rules. ``tolerated`` are unproven rules asked for."""
 
@@ -54,6 +54,11 @@ class Desk:
         found = self._priced(setup)
         return None if isinstance(found, str) else found
 
+    def problem(self, setup: TrainingSetup) -> str | None:
+        """Why the setup cannot be priced, or None."""
+        found = self._priced(setup)
+        return found if isinstance(found, str) else None
+
     def need(self, setup: TrainingSetup) -> int | None:
         """Required bytes at coverage 0.99, or None where the setup cannot be priced."""
         found = self._priced(setup)
@@ -72,7 +77,7 @@ class Desk:
         return first.tokens_per_s / second.tokens_per_s if first and second else None
 
     def refusal(self, setup: TrainingSetup) -> str | None:
-        """Why the setup is not recommended: a rule, or that it cannot be priced. None if nothing speaks against it."""
+        """The rule that keeps the setup from being recommended, or None."""
         key = _key(setup)
         if key not in self._refusals:
             self._refusals[key] = self._refused(setup)
@@ -116,8 +121,7 @@ class Desk:
             forbidden = found.effect == "forbid"
             if forbidden or (found.effect == "unproven" and found.rule_id not in self.tolerated):
                 return f"{found.sentence} (rule {found.rule_id})"
-        priced = self._priced(setup)
-        return priced if isinstance(priced, str) else None
+        return None
 
 
 def _key(setup: TrainingSetup) -> tuple[Any, ...]:

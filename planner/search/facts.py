@@ -42,9 +42,11 @@ class Facts:
     def get(self, name: str) -> Any:
         """The value behind a name; None if it is unknown."""
         known = self._known
-        if name not in known:
-            known[name] = self._compute(name)
-        return known[name]
+        try:
+            return known[name]
+        except KeyError:
+            value = known[name] = self._compute(name)
+            return value
 
     def _compute(self, name: str) -> Any:
         derive = DERIVED.get(name)

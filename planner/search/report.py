@@ -13,7 +13,7 @@ from planner.training import TrainingSetup
 from planner.units import show_gib
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)
 class Teller:
     """Walks from the naive start to the setup that the climb ended at, rung by rung in the ladder's order."""
 

@@ -19,7 +19,7 @@ SHARDING_TIER = 2
 OFFLOAD_TIER = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class Rung:
     """One step of the ladder. ``changes`` are setup fields and values; ``steps`` a field lowered as far as needed."""
 
@@ -58,7 +58,7 @@ class Rung:
         return bool(self.changes) and all(getattr(setup, name) == value for name, value in self.changes.items())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class Ladder:
     """Rungs in the order of the walk, and why each tier stands where it stands."""
 
@@ -85,7 +85,8 @@ def load_ladder(path: Path | None = None) -> Ladder:
     """The ladder that ships (``path`` None), or a user's TOML file.
 
     A user's file lists ``[[rung]]`` tables in the wanted order. A table with nothing but an ``id`` takes the
-    rung of that id from the ladder that ships. Raises InputError that lists every bad row.
+    rung of that id from the ladder that ships. Free rungs (tier 0) that the file leaves out stand before it, because
+    they cost nothing; others that it leaves out are not used. Raises InputError that lists every bad row.
     """
     return _shipped() if path is None else _own(path)
 
@@ -103,6 +104,8 @@ def _own(path: Path) -> Ladder:
     rows = [_filled(row, shipped, path) for row in _rows(raw, path)]
     validated(rows, RungRow, place=str(path), known_fields=KNOWN_FIELDS)
     _check_changes(rows, path)
+    listed = {row.get("id") for row in rows}
+    rows = [row for row in shipped.values() if row["tier"] == 0 and row["id"] not in listed] + rows
     return _ladder({"rung": rows, "tier": raw.get("tier", read_rules("ladder")["tier"])})
 
 

@@ -14,7 +14,7 @@ from planner.training import Parallelism, TrainingSetup
 SAME_SPEED = 0.95  # the speed model errs by about 5 %: closer predictions do not tell two setups apart
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class Space:
     """The setups of one class: ``base`` with the free rungs taken, and the rungs that may come on top."""
 
@@ -24,15 +24,16 @@ class Space:
     shardings: tuple[Parallelism, ...]
     light: tuple[Rung, ...]
 
-    def variants(self, offload: Rung | None = None) -> Iterator[TrainingSetup]:
-        """Each sharding with none, one, two ... of the light rungs; smallest micro batch. Refused ones are left out."""
+    def families(self, offload: Rung | None = None) -> Iterator[list[TrainingSetup]]:
+        """For each sharding the setups that no rule refuses, at the smallest micro batch, the lightest first."""
         smallest = self.terms.batch.micro_sizes[0]
         for parallelism in self._shardings(offload):
             held = self.base.but(parallelism=parallelism)
             held = self.terms.take(offload, held) if offload else held
-            for setup in self._lightened(self.terms.batch.split(held, smallest)):
-                if self.desk.refusal(setup) is None:
-                    yield setup
+            setups = self._lightened(self.terms.batch.split(held, smallest))
+            allowed = [setup for setup in setups if self.desk.refusal(setup) is None]
+            if allowed:
+                yield allowed[::-1]
 
     def _shardings(self, offload: Rung | None) -> tuple[Parallelism, ...]:
         """Parallelism to try; with offload only what can carry it, which then may be ZeRO on one GPU too."""
@@ -45,6 +46,7 @@ class Space:
         return tuple(name for name in through if name not in self.terms.request.forbid)
 
     def _lightened(self, setup: TrainingSetup) -> Iterator[TrainingSetup]:
+        """The setup with none, one, two ... of the light rungs."""
         yield setup
         for rung in self.light:
             lighter = self.terms.take(rung, setup)
@@ -55,11 +57,16 @@ class Space:
     def fitting(
         self, limit_bytes: int, *, coverage: float = 0.99, offload: Rung | None = None, smallest: bool = False
     ) -> list[TrainingSetup]:
-        """For each variant the largest micro batch that stays within the limit; ``smallest``: micro batch 1 too."""
+        """For each variant the largest micro batch that stays within the limit; ``smallest``: micro batch 1 too.
+
+        Where a light variant does not fit, its heavier ones are not even priced.
+        """
         found: list[TrainingSetup] = []
-        for setup in self.variants(offload):
-            largest = self._largest(setup, limit_bytes, coverage)
-            if largest is not None:
+        for family in self.families(offload):
+            for setup in family:
+                largest = self._largest(setup, limit_bytes, coverage)
+                if largest is None:
+                    break
                 found += [largest, setup] if smallest and largest is not setup else [largest]
         return found
 
@@ -82,16 +89,21 @@ class Space:
         return self.desk.fits(setup, limit_bytes, coverage=coverage) and self.desk.refusal(setup) is None
 
     def leanest(self, offload: Rung | None = None) -> TrainingSetup | None:
-        """The variant that needs least, fitting or not; None if rules refuse them all."""
-        return min(self.variants(offload), key=lambda setup: self.desk.need(setup) or 0, default=None)
+        """The setup that needs least, fitting or not; None if nothing may be used or priced."""
+        needs = [(self.desk.need(family[0]), family[0]) for family in self.families(offload)]
+        known = [(need, setup) for need, setup in needs if need is not None]
+        return min(known, key=lambda pair: pair[0])[1] if known else None
 
     def refused(self) -> str | None:
-        """Why no variant may be used, or None if one may."""
-        if next(self.variants(), None) is not None:
-            return None
+        """Why no setup of the class may be used, or None if one may."""
+        problems = (self.desk.problem(family[0]) for family in self.families())
+        for problem in problems:
+            if problem is None:
+                return None
         smallest = self.terms.batch.split(self.base, self.terms.batch.micro_sizes[0])
         tried = [smallest.but(parallelism=name) for name in self._shardings(None)] or [smallest]
-        return next((reason for reason in map(self.desk.refusal, tried) if reason), "no sharding is left to hold it")
+        reasons = (self.desk.refusal(setup) or self.desk.problem(setup) for setup in tried)
+        return next((reason for reason in reasons if reason), "no sharding is left to hold it")
 
 
 def build_space(desk: Desk, terms: Terms, rung: Rung | None, rungs: Iterable[Rung]) -> Space:

@@ -28,7 +28,7 @@ _WHY = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)
 class Tabler:
     """Turns setups into configurations; each setup is explained once."""
 

@@ -22,7 +22,7 @@ from planner.training import TrainingSetup, setup_from_mapping
 _PLAIN: dict[str, Any] = {"liger_kernel": False, "unsloth": False, "attention": "eager", "optim": "adamw_torch"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class Terms:
     """A request made definite: ladder, batch, the start of the walk, and the fields that no rung may change."""
 

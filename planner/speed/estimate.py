@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.hardware.machine import Machine
+from planner.hardware.machine import Gpu, Machine
 from planner.model.spec import ModelSpec
 from planner.plan.plan import Speed
 from planner.speed.links import Paths, paths
@@ -40,7 +40,7 @@ ASSUMED_FP32_PART = 0.25
 ASSUMED_BYTES_PER_S = 800e9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class _Card:
     flops_per_s: float
     bytes_per_s: float
@@ -93,15 +93,27 @@ def data_ranks(setup: TrainingSetup, machine: Machine) -> int:
 
 
 def _card(setup: TrainingSetup, machine: Machine) -> _Card | None:
-    kind = machine.smallest.kind
-    if kind is None:
+    """The slowest card: ranks wait for each other. None if any is known and its throughput is not."""
+    kinds = {gpu.kind.id: gpu for gpu in machine.gpus if gpu.kind is not None}
+    if len(kinds) == 0 or any(gpu.kind is None for gpu in machine.gpus):
         part = ASSUMED_FP32_PART if setup.compute_dtype == "fp32" else 1.0
         return _Card(ASSUMED_FLOPS_PER_S * part, ASSUMED_BYTES_PER_S, assumed=True)
+    cards = [_named(setup, gpu) for gpu in kinds.values()]
+    known = [card for card in cards if card is not None]
+    if len(known) < len(cards):
+        return None
+    return _Card(min(card.flops_per_s for card in known), min(card.bytes_per_s for card in known), assumed=False)
+
+
+def _named(setup: TrainingSetup, gpu: Gpu) -> _Card | None:
+    kind = gpu.kind
+    if kind is None or kind.bandwidth_bytes_per_s is None:
+        return None
     dtype = setup.compute_dtype or ("bf16" if "bf16" in kind.dense_tflops else "fp16")
     rate = kind.dense_tflops.get("tf32" if dtype == "fp32" else dtype) or kind.dense_tflops.get("fp32")
-    if rate is None or kind.bandwidth_bytes_per_s is None:
+    if rate is None:
         return None
-    newest = (machine.smallest.compute_capability or (0, 0)) >= (9, 0)
+    newest = (gpu.compute_capability or (0, 0)) >= (9, 0)
     share = MATMUL_SHARE_OF_NEWEST if newest else MATMUL_SHARE
     return _Card(rate * 1e12 * share / MATMUL_SHARE, kind.bandwidth_bytes_per_s, assumed=False)
 

@@ -16,7 +16,7 @@ ASSUMED_INTERNODE_BYTES_PER_S = 12.5e9  # one 100 Gbit/s port a node
 ASSUMED_HOST_BYTES_PER_S = 40e9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class Paths:
     """Bytes per second: between the GPUs of a collective, and from one GPU to host memory."""
 

@@ -27,7 +27,7 @@ KERNELS_PER_ADAPTER = 14
 KERNELS_PER_QUANTIZED = 6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, repr=False)
 class TokenWork:
     """Work of one token in one forward pass, and what a backward pass and a recomputation add.
 

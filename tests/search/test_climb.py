@@ -255,13 +255,13 @@ def test_a_machine_without_gpus_is_bad_input() -> None:
 
 def test_a_users_order_is_followed(tmp_path: Path) -> None:
     """With 4 bits before sharding, the walk takes QLoRA on three small cards where LoRA sharded would fit."""
-    order = ["liger", "sdpa", "bf16-compute", "fused-optimizer", "micro-batch", "checkpointing", "qlora-nf4", "zero3"]
+    order = ["micro-batch", "checkpointing", "qlora-nf4", "zero3"]
     path = tmp_path / "mine.toml"
     path.write_text("".join(f'[[rung]]\nid = "{each}"\n' for each in order))
     answer = plan(3, 8, ladder_file=str(path))
     assert answer.chosen is not None
     assert answer.chosen.method_class == "qlora"
-    assert [each.id for each in answer.ladder] == order
+    assert [each.id for each in answer.ladder if each.tier > 0] == order
 
 
 few = settings(max_examples=25)
