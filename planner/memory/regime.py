@@ -89,8 +89,8 @@ def resolve_regime(setup: TrainingSetup, spec: ModelSpec, *, has_bf16: bool | No
     key = (
         setup.engine, setup.method, setup.stage, setup.parallelism or "none", setup.quantization_bit,
         setup.quantization_method, setup.param_dtype, setup.compute_dtype, setup.adapter_dtype, setup.kbit_upcast,
-        setup.liger_kernel, setup.unsloth, setup.loss, setup.additional_target, versions, spec.stored_dtype,
-        spec.embedding_norm, spec.quantized.method if spec.quantized else None, spec.model_type, has_bf16 is not False,
+        setup.liger_kernel, setup.unsloth, setup.loss, setup.attention, setup.additional_target, versions,
+        spec.stored_dtype, spec.embedding_norm, spec.quantized.method if spec.quantized else None, spec.model_type, has_bf16 is not False,
     )  # fmt: skip
     return _resolve(key, _Keyed(setup))
 
