@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -29,7 +30,9 @@ class Engine:
         self.python = python
 
     def environment(self, **extra: str) -> dict[str, str]:
-        keep = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+        keep = {
+            name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR", "TORCH_EXTENSIONS_DIR") if name in os.environ
+        }
         return keep | {
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
             "CUDA_VISIBLE_DEVICES": "",
@@ -42,9 +45,23 @@ class Engine:
         }
 
     def run(self, *words: str, cwd: Path, seconds: int = 300, **extra: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            words, cwd=cwd, env=self.environment(**extra), capture_output=True, text=True, timeout=seconds, check=False
-        )
+        """Run to the end or for ``seconds``; a run that hangs is ended with everything that it started."""
+        with subprocess.Popen(
+            words,
+            cwd=cwd,
+            env=self.environment(**extra),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                out, err = process.communicate()
+                err += f"\nended after {seconds} s"
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def script(self, name: str, *words: str, cwd: Path, **extra: str) -> str:
         done = self.run(str(self.python), str(SCRIPTS / name), *words, cwd=cwd, **extra)
