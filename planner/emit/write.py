@@ -39,19 +39,20 @@ def write_folder(
     out: str | Path | None,
     force: bool = False,
     *,
-    name: str = "plan",
+    name: str | None = None,
     base: Path = DEFAULT_BASE,
 ) -> Written:
     """Write ``files`` (relative name to text) as one folder and say where it is.
 
-    ``out`` None: ``base`` and the name that ``plan.json`` states; the same texts there are left alone, other texts
-    get the next free number.
-    An explicit ``out`` that exists with other content is replaced only with ``force``.
+    ``out`` None: ``name``, else the name that ``plan.json`` states, under ``base``; the same texts there are left
+    alone, other texts get the next free number. An explicit ``out`` that exists with other content is replaced only with ``force``.
     Raises InputError where the folder exists, cannot be written, or a file stands in its way.
     """
     _check_names(files)
     target = (
-        _numbered(base / _name_of(files), files) if out is None else _explicit(Path(out).expanduser(), files, force)
+        _numbered(base / (name or _name_of(files)), files)
+        if out is None
+        else _explicit(Path(out).expanduser(), files, force)
     )
     unchanged = _holds(target, files)
     if not unchanged:

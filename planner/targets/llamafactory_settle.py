@@ -54,8 +54,10 @@ def _stage(setup: TrainingSetup, context: EmitContext) -> dict[str, Any]:
         raise _refuse(f"stage {setup.stage} with pref_loss {setup.pref_loss}", "pref_loss belongs to stage dpo")
     if setup.ref_model and setup.stage not in REFERENCE_STAGES:
         raise _refuse(f"stage {setup.stage} with a ref_model", "only dpo, kto and ppo read one")
-    if (setup.stage == "ppo") != (setup.reward_model is not None):
-        raise _refuse(f"stage {setup.stage}", "ppo needs a reward_model, and no other stage reads one")
+    if setup.stage == "ppo" and setup.reward_model is None:
+        raise _refuse("stage ppo without a reward_model", "name one that was trained with stage rm")
+    if setup.stage != "ppo" and setup.reward_model is not None:
+        raise _refuse(f"stage {setup.stage} with a reward_model", "only ppo reads one")
     return changes
 
 
