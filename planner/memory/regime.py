@@ -90,7 +90,8 @@ def resolve_regime(setup: TrainingSetup, spec: ModelSpec, *, has_bf16: bool | No
         setup.engine, setup.method, setup.stage, setup.parallelism or "none", setup.quantization_bit,
         setup.quantization_method, setup.param_dtype, setup.compute_dtype, setup.adapter_dtype, setup.kbit_upcast,
         setup.liger_kernel, setup.unsloth, setup.loss, setup.attention, setup.additional_target, versions,
-        spec.stored_dtype, spec.embedding_norm, spec.quantized.method if spec.quantized else None, spec.model_type, has_bf16 is not False,
+        spec.stored_dtype, spec.embedding_norm, spec.quantized.method if spec.quantized else None, spec.model_type,
+        has_bf16 is not False,
     )  # fmt: skip
     return _resolve(key, _Keyed(setup))
 
@@ -124,7 +125,7 @@ def _resolve(key: tuple[object, ...], keyed: _Keyed) -> Regime:
     held = adapter if setup.is_adapter else trained
     autocast = _autocast(setup, held, compute, deepspeed=deepspeed)
     upcast = _kbit_upcast(setup, quantized)
-    full = not setup.is_adapter
+    full = setup.method in ("full", "galore", "apollo")  # freeze and BAdam leave embedding and head as loaded
     return Regime(
         frozen=frozen,
         trained=trained,
