@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from planner.memory.regime import Regime, _resolve, resolve_regime, version_of
 from planner.model.spec import ModelSpec
@@ -46,6 +45,7 @@ class Row:
 
 
 FULL: dict[str, Any] = {"method": "full"}
+OLD = {"transformers": "4.57"}
 PURE: dict[str, Any] = {"method": "full", "param_dtype": "bf16"}
 ROWS = [
     Row("full", FULL, 4, 4, 8, sum=16),
@@ -59,7 +59,7 @@ ROWS = [
     Row("FSDP1", {**FULL, "parallelism": "fsdp"}, 4 / 4, 4 / 4, 8 / 4, ranks=4, sum=16 / 4),
     Row("FSDP2", {**FULL, "parallelism": "fsdp2"}, 4 / 4, 4 / 4, 8 / 4, ranks=4, sum=16 / 4),
     Row("plain transformers 5", {**FULL, "engine": "transformers"}, 2, 2, 4, sum=8),
-    Row("plain transformers 4", {**FULL, "engine": "transformers", "versions": {"transformers": "4.57"}}, 4, 4, 8, sum=16),
+    Row("plain transformers 4", {**FULL, "engine": "transformers", "versions": OLD}, 4, 4, 8, sum=16),
     Row("TRL 1.16", {**FULL, "engine": "trl"}, 4, 4, 8, sum=16),
 ]  # fmt: skip
 
@@ -283,3 +283,13 @@ def test_the_cache_returns_what_it_would_compute(asked: tuple[TrainingSetup, str
     first = resolve_regime(setup, SPEC)
     _resolve.cache_clear()
     assert resolve_regime(setup, SPEC) == first
+
+
+def test_freeze_widens_only_the_layers_that_train() -> None:
+    """LLaMA-Factory casts trainable parameters to fp32; embedding, head and frozen layers stay as loaded."""
+    found = regime(method="freeze")
+    assert (found.trained, found.frozen, found.embedding, found.head, found.stream) == ("fp32", *["bf16"] * 4)
+    parts = Priced(1, method="freeze", freeze_trainable_layers=2).parts
+    layer = PSI - 2 * 128256 * 4096 - 4096
+    assert parts.trained == 2 * layer // 32
+    assert parts.held_bytes == 2 * (PSI - parts.trained) + 4 * parts.trained
