@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
 VERIFIED = {
     "transformers meta-device count",
-    "published total",
-    "transformers meta-device count, published total",
+    "known total",
+    "transformers meta-device count, known total",
 }
 
 

@@ -6,9 +6,8 @@ from planner.model.catalogue import resolve, specs
 from planner.model.count import count
 from planner.model.stored import stored_bytes_nf4, stored_bytes_plain
 
-# Remote code that transformers does not have: the sums of the published checkpoints' tensors (total_size of
-# model.safetensors.index.json or pytorch_model.bin.index.json on Hugging Face, divided by two bytes; ChatGLM's less
-# its 32 rotary frequencies).
+# Remote code that transformers does not have: the sums of the checkpoints' tensors (total_size of their index files,
+# divided by two bytes; ChatGLM's less its 32 rotary frequencies), as known, without the files opened again.
 PUBLISHED = {
     "Qwen/Qwen-1_8B": 1_836_828_672,
     "Qwen/Qwen-7B": 7_721_324_544,
