@@ -43,6 +43,7 @@ CURVES: dict[LossCopies, LossCurve] = {
 IN_MODEL_AUTOCAST = LossCurve(12, 18, 10)
 FUSED_IN_MODEL = LossCurve(4, 6, 4)
 FUSED_IN_MODEL_AUTOCAST = LossCurve(10, 14, 10)
+SHIFTED_COPY = frozenset({"hf_4_48", "hf_4_45"})
 LITGPT_CHUNK_TOKENS = 128
 TORCHTUNE_CHUNKS = 8
 DPO_WITH_REFERENCE = LossCurve(20, 12, 2)  # traced: both models' logits in fp32, their log-softmaxes, 16-bit logits
@@ -110,8 +111,10 @@ def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: in
     if regime.compute == "fp32":
         curve = LossCurve(8 if curve.forward <= 10 else curve.forward, 12, 4)
     capped = 2 if spec.head_softcap else 0  # tanh keeps its output
+    # one sequence without its last token is contiguous already, so it is not copied
+    viewed = 4 if regime.loss in SHIFTED_COPY and setup.stage in ("pt", "sft") and tokens == setup.seq_len else 0
     return LossBytes(
-        forward=(curve.forward + capped) * vocab * tokens,
+        forward=(curve.forward - viewed + capped) * vocab * tokens,
         backward=(curve.backward + capped) * vocab * tokens if curve.backward else 0,
         head=curve.head * vocab * tokens,
     )
