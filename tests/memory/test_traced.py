@@ -20,12 +20,9 @@ MEDIAN_BOUND = 0.0005
 ROW_BOUND = 0.005  # of every group that is not named below
 BOUNDS = {
     "full-eager": (0.025, "eager attention under checkpointing: the window of the recomputed layer is too wide"),
-    "full-loss-4.48": (0.045, "with one sequence a batch the shifted logits are a view, and no copy"),
     "full-sgd": (0.5, "SGD's foreach step is priced with a copy of the gradients, which only weight decay makes"),
     "lora-autocast": (0.01, "Granite's and BLOOM's scaled embeddings: one more hidden state"),
     "full-fp32-autocast, experts": (0.025, "gpt-oss: fp32 experts under autocast"),
-    "dpo-full": (0.031, "preference pairs: two bytes a logit more than LLaMA-Factory's trainer is priced with"),
-    "dpo-lora": (0.061, "the same, on a smaller model"),
 }
 UNSTATED = {
     "fp32 adapters on a 16-bit base without autocast",

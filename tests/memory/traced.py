@@ -102,8 +102,10 @@ class Traced:
             versions["transformers"] = "4.57"  # the newest line that checkpoints reentrantly
         if asked.get("liger_kernel"):
             fields["loss"] = "fused_linear" if asked.get("fused_linear") else "torch"
+        # the tracer casts all that trains, as LLaMA-Factory does; peft alone copies whole modules as they are
+        engine = "llamafactory" if asked.get("additional_target") else "transformers"
         return TrainingSetup(
-            model=self.name, engine="transformers", optim=asked.get("optim", "adamw_torch_fused"), versions=versions,
+            model=self.name, engine=engine, optim=asked.get("optim", "adamw_torch_fused"), versions=versions,
             **fields,
         )  # fmt: skip
 
