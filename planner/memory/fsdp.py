@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from planner.errors import UnsupportedError
 from planner.memory.layout import Layout, Unit
 from planner.memory.optimizer import OptimizerCost
-from planner.memory.regime import Regime
+from planner.memory.regime import OWN_LOOPS, Regime
 from planner.memory.shares import read_onto_gpu, scale_bytes, share
 from planner.training import DTYPE_BYTES, TrainingSetup
 
+# Adapters are wrapped apart from frozen weights by peft's fsdp_auto_wrap_policy, which transformers' Trainer installs.
+# litgpt wraps whole blocks: one flat parameter of frozen and trained weights has gradients for all of them (PyTorch's
+# FSDP notes on use_orig_params and frozen parameters).
+MIXES_FROZEN = frozenset({"litgpt"})
 REDUCES_IN_FP32 = frozenset({"torchtitan"})  # its MixedPrecisionPolicy; accelerate reduces in the compute dtype
 
 
@@ -48,7 +52,7 @@ def lay_out_fsdp(
         optimizer=0 if offloaded else share(states, ranks),
         load=load,
         gathered_forward=root + forward * layer + staging,
-        gathered_loss=root,
+        gathered_loss=root + (layer if _holds_last_buffer(setup) else 0),
         gathered_backward=root + backward * layer + staging,
         reducing=gradients.reducing(),
         end_of_backward=gradients.end(),
@@ -85,10 +89,8 @@ def _held(setup: TrainingSetup, regime: Regime, units: Sequence[Unit]) -> tuple[
 def _unsharded(setup: TrainingSetup, regime: Regime, unit: Unit) -> int:
     """Bytes of one gathered unit: packed weights as they are, others in the compute dtype."""
     frozen = unit.frozen_bytes - scale_bytes(setup, regime, unit)
-    if not regime.autocast:
-        return frozen + unit.trained * unit.trained_bytes_each
     compute = DTYPE_BYTES[regime.compute]
-    return min(frozen, unit.frozen * compute) + unit.trained * compute
+    return min(frozen, unit.frozen * compute) + unit.trained * min(compute, unit.trained_bytes_each)
 
 
 def _units_in_flight(setup: TrainingSetup, regime: Regime) -> tuple[int, int]:
@@ -105,6 +107,14 @@ def _units_in_flight(setup: TrainingSetup, regime: Regime) -> tuple[int, int]:
     return 1, 1 if regime.reentrant and setup.gradient_checkpointing is not False else 2
 
 
+def _holds_last_buffer(setup: TrainingSetup) -> bool:
+    """FSDP2 lets go of the last layer's gather buffer when the root's forward returns.
+
+    Models that compute the loss in their own forward, as transformers' do, still hold it then.
+    """
+    return setup.parallelism == "fsdp2" and setup.engine not in OWN_LOOPS
+
+
 class _Gradients:
     """Gradients of one rank: unsharded per unit while a unit is in backward, sharded afterwards."""
 
@@ -113,26 +123,29 @@ class _Gradients:
         self.fsdp2 = setup.parallelism == "fsdp2"
         self.offloaded = setup.offload != "none"
         self.each = DTYPE_BYTES[regime.gradient]
-        self.compute = DTYPE_BYTES[regime.compute] if regime.autocast else self.each
+        self.compute = min(self.each, DTYPE_BYTES[regime.compute])
         self.reduce = 4 if setup.engine in REDUCES_IN_FP32 else self.compute
         self.accumulates = setup.gradient_accumulation_steps > 1
-        elements = sum(u.count * u.trained for u in units)
-        self.elements = elements
-        self.sharded = share(elements * self.each, ranks)
-        self.layer = max((u.trained for u in units if not u.is_root), default=0)
-        self.root = sum(u.count * u.trained for u in units if u.is_root)
+        self.mixes = setup.engine in MIXES_FROZEN and not self.fsdp2
+        self.elements = sum(u.count * self._with_gradients(u) for u in units)
+        self.sharded = share(self.elements * self.each, ranks)
+        self.layer = max((self._with_gradients(u) for u in units if not u.is_root), default=0)
+        self.root = sum(u.count * self._with_gradients(u) for u in units if u.is_root)
+
+    def _with_gradients(self, unit: Unit) -> int:
+        """Elements of one unit that get a gradient."""
+        return unit.trained + (unit.frozen if self.mixes and unit.trained else 0)
 
     def by_unit(self) -> dict[str, int]:
         """What one unit leaves behind: its shard; the root's stay whole until the end of backward."""
+        if self.accumulates:
+            return {u.name: 0 for u in self.units}
         shard = 0 if self.offloaded else self.each
-        return {
-            u.name: 0
-            if self.accumulates
-            else u.trained * self.compute
-            if u.is_root
-            else share(u.trained * shard, self.ranks)
-            for u in self.units
-        }
+        sizes = {}
+        for unit in self.units:
+            elements = self._with_gradients(unit)
+            sizes[unit.name] = elements * self.compute if unit.is_root else share(elements * shard, self.ranks)
+        return sizes
 
     def carried(self) -> int:
         """Accumulation runs under no_sync, which leaves the gradients of the whole model unsharded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -22,14 +23,24 @@ def probe(script: str, *words: str, ranks: int = 1) -> dict[str, Any]:
         pytest.skip("VRAMPLAN_LF_PYTHON does not name a Python with LLaMA-Factory 0.9.5")
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={_free_port()}"]
     command = [named, *(launcher if ranks > 1 else []), str(SCRIPTS / script), *words]
-    keep = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
+    keep = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR", "TORCH_EXTENSIONS_DIR") if name in os.environ}
     path = f"{Path(named).parent}{os.pathsep}{os.environ['PATH']}"
     quiet = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        command, env={**keep, "PATH": path, **quiet}, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
-    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert done.returncode == 0 and found, done.stdout[-2000:] + done.stderr[-2000:]
+    with subprocess.Popen(
+        command,
+        env={**keep, "PATH": path, **quiet},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    found = [line for line in out.splitlines() if line.startswith("RESULT ")]
+    assert process.returncode == 0 and found, out[-2000:] + err[-2000:]
     answer: dict[str, Any] = json.loads(found[-1].removeprefix("RESULT "))
     return answer
 

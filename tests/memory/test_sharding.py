@@ -159,6 +159,19 @@ def test_accumulation_under_fsdp_keeps_unsharded_gradients() -> None:
     assert any("accumulation under FSDP keeps 16.1 GB" in note for note in often.layout.notes)
 
 
+def test_blocks_that_mix_frozen_and_trained_weights_have_gradients_for_all_of_them() -> None:
+    def priced(engine: str, accumulation: int) -> Priced:
+        return Priced(
+            4, method="lora", parallelism="fsdp", engine=engine, gradient_accumulation_steps=accumulation,
+            param_dtype="bf16", adapter_dtype="bf16",
+        )  # fmt: skip
+
+    blocks = 32 * sum(lin.parameters for lin in priced("litgpt", 1).parts.layers[0].linears)
+    assert priced("litgpt", 1).at_step - priced("transformers", 1).at_step == pytest.approx(2 * blocks / 4, rel=2e-3)
+    carried = priced("litgpt", 32).layout.gradients_carried - priced("transformers", 32).layout.gradients_carried
+    assert carried == pytest.approx(2 * blocks, rel=2e-3)
+
+
 def test_accelerate_1_11_makes_the_frozen_base_of_fsdp2_fp32() -> None:
     old = Priced(8, method="lora", parallelism="fsdp2", versions={"accelerate": "1.11.0"})
     new = Priced(8, method="lora", parallelism="fsdp2", versions={"accelerate": "1.15.0"})
