@@ -45,7 +45,7 @@ def write_folder(
     """Write ``files`` (relative name to text) as one folder and say where it is.
 
     ``out`` None: ``name``, else the name that ``plan.json`` states, under ``base``; the same texts there are left
-    alone, other texts get the next free number. An explicit ``out`` that exists with other content is replaced only with ``force``.
+    alone, other texts get the next free number. An explicit ``out`` with other content is replaced only with ``force``.
     Raises InputError where the folder exists, cannot be written, or a file stands in its way.
     """
     _check_names(files)

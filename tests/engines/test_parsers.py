@@ -10,6 +10,7 @@ import pytest
 from planner.emit.folder import plan_files
 from planner.emit.write import write_folder
 from planner.memory.deepspeed_config import read_buckets
+from planner.targets.schema import arguments
 from planner.training import TrainingSetup
 from tests.emit.plans import machine, plan_of
 from tests.engines.conftest import Engine
@@ -85,6 +86,17 @@ def result(output: str) -> dict:
 def several(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("several")
     return {name: written(changes, base / name, gpus=3) for name, changes in SEVERAL.items()}
+
+
+def test_the_vendored_schema_is_the_engines(engine: Engine, tmp_path: Path) -> None:
+    found = result(engine.script("list_arguments.py", cwd=tmp_path))
+    found.pop("help")
+    rows = arguments()
+    assert set(found) - set(rows) <= {name for name in found if name.startswith("no_")}
+    assert set(rows) - set(found) == set()
+    for name, row in rows.items():
+        if row["type"] == "choice":
+            assert sorted(found[name]) == sorted(row["choices"]), name
 
 
 def test_one_gpu(engine: Engine, tmp_path: Path) -> None:
