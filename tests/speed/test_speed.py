@@ -51,8 +51,8 @@ def test_published_throughputs_are_met() -> None:
     found = errors()
     assert len(found) >= 150
     sizes = sorted(abs(error) for error in found.values())
-    assert statistics.median(sizes) < 0.07
-    assert sizes[int(0.9 * len(sizes))] < 0.25
+    assert statistics.median(sizes) < 0.06
+    assert sizes[int(0.9 * len(sizes))] < 0.17
 
 
 def test_the_guides_run_on_one_h100_is_in_its_interval() -> None:
