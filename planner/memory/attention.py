@@ -96,8 +96,7 @@ def _probabilities(p: Program, scores: Tensor, itemsize: int) -> Tensor:
         lowered = p.scale(joined)
         del joined
         return p.unary(lowered, saves="output")
-    wide = p.new(scores.elems, FP32)
-    p.link(
-        wide, (scores,), ((scores.elems, scores.itemsize),), saved=(wide,), temps=((scores.elems, FP32, ACTIVATION),)
-    )
-    return p.cast(wide, itemsize)
+    wide = p.cast(scores, FP32)  # softmax(dtype=float32) of bfloat16 converts first
+    probabilities = p.unary(wide, saves="output")
+    del wide
+    return p.cast(probabilities, itemsize)
