@@ -27,5 +27,5 @@ def apply(model: Any, setup: Setup) -> None:
     torch.equal = lambda *_: False  # asks whether the loss was scaled; scaling writes in place
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
-    options: dict[str, bool] = {"fused_linear_cross_entropy": setup.fused_linear, "cross_entropy": False}
+    options: dict[str, bool] = {"fused_linear_cross_entropy": setup.fused_linear, "cross_entropy": False, **setup.extra}
     _apply_liger_kernel_to_instance(model, **options)

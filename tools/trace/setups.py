@@ -40,7 +40,7 @@ class Setup:
     padded: bool = False
     max_grad_norm: float = 1.0
     dropout: float | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # Liger's own switches, such as {"rope": false}
 
     @property
     def layers(self) -> int:
