@@ -231,22 +231,27 @@ def _gathered(
 ) -> tuple[int, int, int]:
     """Unsharded weights in forward, at the loss and in backward.
 
-    A layer stays gathered from its recomputation to its backward. Weights are not released while they are used
-    again within max_reuse elements: the head and the last layers stay from forward to backward. A MoE block is a
-    leaf module, gathered at once into a flat buffer and copied out of it.
+    With prefetching, every module's fetch gathers a bucket more, until max_live elements are gathered, so that about
+    this many stay from the middle of the first layers on, and one tensor more that crosses the limit
+    (_fetch_sub_module_impl). Without it: the layer between its recomputation and its backward, and what is used
+    again within max_reuse elements. A MoE block is a leaf module, gathered at once into a flat buffer and copied out.
     """
     layers = [u for u in units if not u.is_root]
+    roots = [u for u in units if u.is_root]
     block = max((_gather_bytes(setup, regime, u) for u in layers), default=0)
     experts = max((2 * u.expert_elements for u in layers), default=0)
-    largest = max((2 * max(u.largest_trained, u.largest_frozen) for u in layers), default=0)
-    ahead = min(block, 2 * buckets.prefetch_elements + largest) if buckets.prefetch_elements else 0
-    roots = [u for u in units if u.is_root]
+    staging = share(block, ranks) if params_off else 0
+    copies = experts + staging
     head = sum(_gather_bytes(setup, regime, u) for u in roots if u.name != "embedding")
     head = head or max((_gather_bytes(setup, regime, u) for u in roots), default=0)  # tied: the head is the embedding
+    if buckets.prefetch_elements:
+        largest = max((2 * max(u.largest_trained, u.largest_frozen) for u in layers), default=0)
+        whole = sum(u.count * _gather_bytes(setup, regime, u) for u in units)
+        live = min(whole, max(2 * buckets.max_live_elements, block, head) + largest)
+        return live + copies, live, live + copies
     kept = _kept_for_reuse(setup, regime, layers, head)
-    staging = share(block, ranks) if params_off else 0
-    window = block + experts + ahead + staging
-    return max(window, kept), head + kept + ahead, max(window, kept + experts + ahead + staging)
+    window = max(block, kept) + copies
+    return window, head + kept, window
 
 
 def _gather_bytes(setup: TrainingSetup, regime: Regime, unit: Unit) -> int:

@@ -120,18 +120,31 @@ def test_zero_3_splits_everything_but_what_is_gathered() -> None:
     assert layout.weights == -(-2 * p // 8) + norms
     assert layout.gradients_carried == layout.gradients_at_step == 2 * -(-p // 8)
     assert layout.resident_buffers == 2 * 4096 * 4096  # the bucket that transformers puts for "auto"
-    block = 2 * next(u for u in priced.units if u.name == "block0").trained
-    assert block <= layout.gathered_backward <= 2 * block
-    assert layout.gathered_loss >= 2 * 128256 * 4096
+    widest = 2 * 4096 * 14336
+    assert layout.gathered_backward == layout.gathered_loss == 2 * 1_000_000_000 + widest  # stage3_max_live_parameters
+
+
+def test_prefetching_fills_up_to_the_live_limit_or_the_whole_model() -> None:
+    def gathered(**zero: int) -> int:
+        config = {"zero_optimization": {"stage": 3, **zero}}
+        return Priced(8, method="full", parallelism="zero3", ds_config=config).layout.gathered_backward
+
+    p = Priced(8, method="full").parts.trained
+    assert gathered(stage3_max_live_parameters=10**11) == 2 * p
+    assert gathered(stage3_max_live_parameters=2 * 10**9) - gathered(stage3_max_live_parameters=10**9) == 2 * 10**9
+    block = 2 * next(u for u in Priced(8, method="full").units if u.name == "block0").trained
+    assert gathered(stage3_prefetch_bucket_size=0) == block
 
 
 def test_layers_near_the_loss_stay_gathered_within_the_reuse_distance() -> None:
-    large, small = Priced(8, method="full", parallelism="zero3"), Priced(8, method="full", parallelism="zero3",
-                                                                         model="mistral-7b")  # fmt: skip
-    block = 2 * next(u for u in small.units if u.name == "block0").trained
-    head = 2 * 32000 * 4096
-    assert small.layout.gathered_loss - head > 2 * block  # 262 M + 3 x 218 M elements fit below 1e9 twice
-    assert large.layout.gathered_loss - 2 * 128256 * 4096 < block  # a head of 525 M ends the distance by itself
+    def beside_the_head(model: str, vocabulary: int) -> int:
+        config = {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 0}}
+        layout = Priced(8, method="full", parallelism="zero3", model=model, ds_config=config).layout
+        return layout.gathered_loss - 2 * vocabulary * 4096
+
+    block = 2 * next(u for u in Priced(8, method="full").units if u.name == "block0").trained
+    assert beside_the_head("mistral-7b", 32000) > 2 * block  # 262 M + 3 x 218 M elements are below 1e9 twice
+    assert beside_the_head("llama-3-8b", 128256) < block  # a head of 525 M elements ends the distance by itself
 
 
 def test_offloading_leaves_buffers_on_the_gpu() -> None:
