@@ -22,8 +22,15 @@ CARD_SHARE = 0.97  # of a card's nominal size that a job may use, as for sizes w
 
 def remedies_of(desk: Desk, outcome: Outcome) -> tuple[str, ...]:
     """Sentences, the nearest remedy first: another method, shorter sequences, more GPUs, a larger card, host memory."""
-    found = (_method, _length, _count, _card, _offload, _layer)
+    found = (_host, _method, _length, _count, _card, _offload, _layer)
     return tuple(sentence for look in found for sentence in look(desk, outcome))
+
+
+def _host(desk: Desk, outcome: Outcome) -> Iterator[str]:
+    """Where the GPUs would do and the host would not: how much host memory is wanted."""
+    price = desk.price(outcome.nearest) if outcome.nearest is not None else None
+    if price is not None and price.required_bytes <= desk.capacity_bytes:
+        yield f"host memory of at least {show_gib(price.host_bytes)} a node would do: the GPUs are large enough"
 
 
 def _method(desk: Desk, outcome: Outcome) -> Iterator[str]:

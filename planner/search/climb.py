@@ -163,9 +163,9 @@ def method_class_of(setup: TrainingSetup) -> MethodClass:
     usual = setup.param_dtype != "bf16" and setup.optim.startswith("adamw_torch")
     if setup.method == "full" and usual:
         return "full"
-    if setup.method == "lora" and setup.quantization_bit is None:
-        return "lora"
-    return "qlora" if setup.method == "qlora" and setup.quantization_bit == 4 else "other"
+    if setup.method not in ("lora", "qlora") or setup.quantization_bit == 8:
+        return "other"
+    return "lora" if setup.quantization_bit is None else "qlora"
 
 
 def make_rounds(desk: Desk, terms: Terms) -> tuple[Round, ...]:

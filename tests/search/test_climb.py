@@ -142,6 +142,19 @@ def test_nothing_fits_names_the_nearest_and_what_would_do() -> None:
     assert "of host memory a node" in text
 
 
+def test_too_little_host_memory_to_load_says_how_much_would_do() -> None:
+    answer = plan(1, 24, ram_gib=0.5)
+    assert answer.verdict == "does_not_fit"
+    assert "host memory of at least 1.0 GiB a node would do: the GPUs are large enough" in answer.remedies
+    assert any("there are 0.5 GiB" in reason for reason in answer.reasons)
+
+
+def test_lora_on_four_bits_by_flag_is_the_qlora_class() -> None:
+    answer = plan(1, 24, pinned={"quantization_bit": 4})
+    assert answer.chosen is not None
+    assert answer.chosen.method_class == "qlora"
+
+
 def test_the_margin_alone_makes_it_uncertain() -> None:
     lean = plan(1, 3).nearest_miss
     assert lean is not None

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from planner.errors import InputError
 from planner.hardware.machine import Machine
+from planner.hardware.parse import parse_machine
+from planner.model.catalogue import resolve
 from planner.model.spec import Attention, Block, Mlp, ModelSpec, Moe, Quantized, Run
 from planner.rulebook.load import problems_in, read_rules
 from planner.rulebook.schema import ConstraintRow, EngineRow
 from planner.search.constraints import check, config_violations, required_packages, violations
 from planner.search.facts import KNOWN_FIELDS
-from planner.training import TrainingSetup
+from planner.training import TrainingSetup, setup_from_mapping
 from tests.search.world import KIND, SPEC, machine
 
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 ROWS = read_rules("constraints")["constraint"]
 
 
@@ -82,7 +87,6 @@ FORBIDDEN = [
     ("optimizer-in-backward-accumulation", {"optimizer_in_backward": True, "gradient_accumulation_steps": 2}),
     ("fp16-weights", {"method": "full", "param_dtype": "fp16", "compute_dtype": "fp16"}),
     ("flash-attention-fp32", {"attention": "flash_attention_2", "compute_dtype": "fp32"}),
-    ("unsloth-several-gpus", {"unsloth": True}),
     ("experts-parallel", {"expert_parallel": 3}),
 ]
 
@@ -114,6 +118,29 @@ def test_a_turing_card_is_held_to_what_it_has(rule: str, fields: dict[str, Any])
     assert rule not in {
         each.rule_id for each in violations(setup(**fields), SPEC, machine(3, capability=None, kind=None))
     }
+
+
+def test_unsloth_on_several_gpus_is_priced_and_not_recommended() -> None:
+    found = violations(setup(unsloth=True), SPEC, machine(3))
+    assert [(each.rule_id, each.effect) for each in found] == [("unsloth-several-gpus", "unproven")]
+
+
+def test_no_published_run_is_refused() -> None:
+    """They ran. (Rows that the contract cannot state are left out, as everywhere.)"""
+    sys.path.insert(0, str(TOOLS))
+    try:
+        import measured_setups
+    finally:
+        sys.path.pop(0)
+    judged = 0
+    for row in measured_setups.rows():
+        try:
+            stated = setup_from_mapping(measured_setups.statement(row))
+        except measured_setups.NotStatableError:
+            continue
+        check(stated, resolve(stated.model), parse_machine(str(stated.gpus)))
+        judged += 1
+    assert judged > 400
 
 
 def test_sensible_setups_pass_without_a_word() -> None:
