@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from planner.memory.blocks import BlockModule, normalise
 from planner.memory.ops import Mode, Program
-from planner.memory.tape import ACTIVATION, NOTHING, Moment, Node, Tensor, undominated
+from planner.memory.tape import NOTHING, Moment, Node, Tensor, undominated
 from planner.model.modules import Linear
 from planner.model.spec import Block, ModelSpec
 
@@ -60,7 +60,7 @@ class _Run:
 
     def plain(self) -> BlockCurve:
         """Everything that backward needs is kept."""
-        _p, meter = self.p, self.p.meter
+        p, meter = self.p, self.p.meter
         hidden, sink = self._input()
         start = meter.now()
         meter.restart()
@@ -70,7 +70,11 @@ class _Run:
         size = Moment(0, out.elems[1] * out.itemsize, 0)
         del hidden  # the caller's handle goes once the next block has run; saved, it counts as kept here
         kept = meter.now().minus(size)
-        backward, gradients = self._backward(out, sink, baseline=NOTHING)
+        root = self._edge_of(out)
+        grads = [p.new(out.elems, out.itemsize)]
+        del out
+        meter.restart()
+        backward, gradients = self._backward(root, sink, grads, baseline=NOTHING)
         return BlockCurve(
             forward=forward, kept=kept, output=size, casts=casts, backward=backward, weight_gradients=gradients
         )
@@ -92,16 +96,30 @@ class _Run:
         p.nodes.clear()
         fresh, sink = self._rebuilt(hidden)
         meter.restart()
-        grad = p.new(self.elems, grad_size)
+        grads = [p.new(self.elems, grad_size)]
+        ahead = p.new(self.elems, p.mode.compute) if not reentrant and self._starts_with_an_adapter() else None
         out = self.module.forward(fresh)
         self._drop_casts(kept_by_graph=True)
         del fresh
-        held = (p.detached(out), p.detached(grad)) if reentrant else ()
-        backward, gradients = self._backward(out, sink, baseline=start, grad=grad)
+        # the reentrant kind calls backward with both; the other recomputes until the last saved tensor is there
+        held = (out, grads[0]) if reentrant else ()
+        root = self._edge_of(out)
+        del out
+        if not reentrant:
+            p.forget_after_last_save()
+        del ahead
+        backward, gradients = self._backward(root, sink, grads, baseline=start)
         del held, hidden
         return BlockCurve(
             forward=forward, kept=NOTHING, output=size, casts=casts, backward=backward, weight_gradients=gradients
         )
+
+    def _starts_with_an_adapter(self) -> bool:
+        """Whether backward scales the gradient for the last adapter before it asks for anything that was saved."""
+        mode, block = self.p.mode, self.module.block
+        norm_first = block.norms == 4 or block.post_norm or mode.residual_dropout
+        plain = mode.autocast or mode.adapter == mode.compute
+        return "down" in mode.targets and block.mlp is not None and plain and not norm_first
 
     def _input(self) -> tuple[Tensor, Node]:
         return self._rebuilt(self.p.new(self.elems, self.p.mode.stream))
@@ -123,16 +141,18 @@ class _Run:
                 param.cast = None
         return total
 
-    def _backward(
-        self, out: Tensor, sink: Node, *, baseline: Moment, grad: Tensor | None = None
-    ) -> tuple[tuple[Moment, ...], int]:
-        p, meter = self.p, self.p.meter
-        if grad is None:
-            meter.restart()
-            grad = p.new(out.elems, out.itemsize, ACTIVATION)
-        root = p.detached(out)
+    def _edge_of(self, out: Tensor) -> Tensor:
+        """A handle with the edge of ``out`` and without its bytes."""
+        root = self.p.new((0, 0, 0), out.itemsize)
         root.node, root.slot = out.node, out.slot
-        p.backward(root, grad)
+        return root
+
+    def _backward(
+        self, root: Tensor, sink: Node, grads: list[Tensor], *, baseline: Moment
+    ) -> tuple[tuple[Moment, ...], int]:
+        """``grads`` holds the incoming gradient, which is handed over."""
+        p, meter = self.p, self.p.meter
+        p.backward(root, grads.pop())
         sink.grads = None
         maxima = [m.minus(baseline) for m in meter.close()]
         return undominated(maxima), meter.gradient

@@ -183,6 +183,7 @@ class Tape:
         self.meter = Meter()
         self.recording = True
         self.nodes: list[Node] = []
+        self.last_save: tuple[int, Moment] = (0, NOTHING)  # maxima before the newest save, bytes alive then
         self._seq = 0
 
     def new(self, elems: Elems, itemsize: int, kind: str = ACTIVATION) -> Tensor:
@@ -214,11 +215,28 @@ class Tape:
             return
         results = (result,) if isinstance(result, Tensor) else tuple(result)
         kept = tuple(self.detached(item) for item in saved if item is not None)
+        if kept:
+            self._note_save(results, kept)
         node = Node(self._seq, edges, tuple(outs), kept, tuple(temps), len(results))
         self._seq += 1
         self.nodes.append(node)
         for slot, tensor in enumerate(results):
             tensor.node, tensor.slot = node, slot
+
+    def _note_save(self, results: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
+        """An input is saved before the operation allocates its result, a result afterwards."""
+        held = {id(tensor.storage) for tensor in kept}
+        alive = self.meter.now()
+        for result in results:
+            if id(result.storage) not in held:
+                alive = alive.minus(Moment(*result.storage.bytes))
+        self.last_save = len(self.meter.peaks), alive
+
+    def forget_after_last_save(self) -> None:
+        """Drop the maxima behind the newest save: a recomputation that only wants saved tensors stops there."""
+        number, alive = self.last_save
+        self.meter.peaks[number:] = [alive]
+        self.meter.rising = False
 
     def backward(self, root: Tensor, grad: Tensor) -> None:
         """Run every recorded node in the engine's order; ``grad`` is handed over."""
