@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planner.emit.parquet import read_footer
 from planner.errors import InputError
 from planner.training import PAIR_STAGES
 
@@ -105,6 +103,8 @@ def _parse(text: str, path: Path) -> Any:
 
 
 def _csv(path: Path) -> Table:
+    import csv
+
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         columns = tuple(rows.fieldnames or ())
@@ -121,6 +121,8 @@ def _txt(path: Path) -> Table:
 
 
 def _parquet(path: Path) -> Table:
+    from planner.emit.parquet import read_footer
+
     footer = read_footer(path)
     return Table(columns=tuple(footer.columns), samples=footer.rows, inner=footer.columns)
 

@@ -2,43 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from planner.targets import llamafactory, llamafactory_launch, transformers_script
-from planner.targets.context import EmitContext, Reading
-from planner.targets.launchers import Launch
-from planner.training import TrainingSetup
+if TYPE_CHECKING:
+    from planner.targets.context import EmitContext, Reading
+    from planner.targets.launchers import Launch
+    from planner.training import TrainingSetup
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One trainer. ``read(files(setup, context))`` gives ``settle(setup, context)`` back.
+    """One trainer: ``module`` with ``settle``, ``files`` and ``launch``, ``reader`` with ``read``; loaded when used.
 
-    ``settle`` fills in what the trainer does by itself; it and ``files`` raise UnsupportedError for what the trainer
-    cannot be told. ``files`` and ``read`` work on name-to-text mappings. ``launch`` takes a settled setup.
+    ``read(files(setup, context))`` gives ``settle(setup, context)`` back.
     """
 
     file_name: str
-    settle: Callable[[TrainingSetup, EmitContext], TrainingSetup]
-    files: Callable[[TrainingSetup, EmitContext], dict[str, str]]
-    read: Callable[..., Reading]
-    launch: Callable[[TrainingSetup, EmitContext], Launch]
+    module: str
+    reader: str
+
+    def settle(self, setup: TrainingSetup, context: EmitContext) -> TrainingSetup:
+        """The setup as the trainer would run it. Raises UnsupportedError for what it cannot be told."""
+        settled: TrainingSetup = self._call(self.module, "settle", setup, context)
+        return settled
+
+    def files(self, setup: TrainingSetup, context: EmitContext) -> dict[str, str]:
+        """Name to text of the trainer's files. Raises UnsupportedError for what it cannot be told."""
+        texts: dict[str, str] = self._call(self.module, "files", setup, context)
+        return texts
+
+    def launch(self, setup: TrainingSetup, context: EmitContext) -> Launch:
+        """How a settled setup is started."""
+        launch: Launch = self._call(self.module, "launch", setup, context)
+        return launch
+
+    def read(
+        self,
+        texts: Mapping[str, str],
+        *,
+        hidden_of: Callable[[str], int | None] | None = None,
+        name: str | None = None,
+    ) -> Reading:
+        """The setup that files (name to text) state; ``hidden_of`` gives a model's width. Raises InputError."""
+        reading: Reading = self._call(self.reader, "read", texts, hidden_of=hidden_of, name=name or self.file_name)
+        return reading
+
+    def _call(self, module: str, function: str, /, *given: Any, **named: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*given, **named)
 
 
 TARGETS: dict[str, Target] = {
     "llamafactory": Target(
-        file_name=llamafactory.FILE_NAME,
-        settle=llamafactory.settle,
-        files=llamafactory.files,
-        read=llamafactory.read,
-        launch=llamafactory_launch.launch,
+        file_name="train.yaml",
+        module="planner.targets.llamafactory",
+        reader="planner.targets.llamafactory_read",
     ),
     "transformers": Target(
-        file_name=transformers_script.FILE_NAME,
-        settle=transformers_script.settle,
-        files=transformers_script.files,
-        read=transformers_script.read,
-        launch=transformers_script.launch,
+        file_name="train_args.json",
+        module="planner.targets.transformers_script",
+        reader="planner.targets.transformers_script",
     ),
 }

@@ -9,13 +9,13 @@ from typing import Any
 from planner.errors import InputError
 from planner.targets import accelerate, deepspeed
 from planner.targets.context import EmitContext
-from planner.targets.llamafactory_read import read
+from planner.targets.llamafactory_launch import launch
 from planner.targets.llamafactory_settle import ATTENTION, ENGINE, FILE_NAME, REFERENCE_STAGES, ZERO, settle
 from planner.targets.recipe import host_pipeline, recipe
 from planner.targets.yaml_text import dump_sections, dump_yaml
 from planner.training import TrainingSetup
 
-__all__ = ["ENGINE", "FILE_NAME", "emit", "files", "read", "sections", "settle"]
+__all__ = ["ENGINE", "FILE_NAME", "emit", "files", "launch", "sections", "settle"]
 
 Values = dict[str, Any]
 

@@ -1,38 +1,60 @@
-"""YAML in and out: text that PyYAML, OmegaConf and accelerate read to the same values."""
+"""YAML in and out: text that PyYAML, OmegaConf and accelerate read to the same values.
+
+Writing needs mappings of scalars, lists and mappings only, so it is done here (a JSON string is a YAML string, in
+every version of YAML); PyYAML is loaded when something is read.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
-
-import yaml
 
 from planner.errors import InputError
 
-# What a YAML 1.2 reader such as OmegaConf takes for a number though YAML 1.1 does not: 1e-4, 1e5.
-_NUMBER_ELSEWHERE = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
+# Text that no reader takes for anything else: it starts with a letter, and is none of YAML 1.1's words.
+_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
+_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes strings that another reader would take for numbers; never writes aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "'" if _NUMBER_ELSEWHERE.fullmatch(text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _string)
-
-
-def dump_yaml(values: Mapping[str, Any]) -> str:
+def dump_yaml(values: Mapping[str, Any], *, indent: str = "") -> str:
     """Block-style YAML in the given order; floats carry a point (``1.0e-05``), so no reader sees a string."""
-    return yaml.dump(
-        dict(values), Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=1000
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines.append(f"{indent}{_scalar(key)}:\n{dump_yaml(value, indent=indent + '  ')}")
+        else:
+            lines.append(f"{indent}{_scalar(key)}: {_scalar(value)}\n")
+    return "".join(lines)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_scalar(each) for each in value)}]"
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, str) and not (_PLAIN.fullmatch(value) and value.lower() not in _WORDS):
+        return _quoted(value)
+    return str(value)
+
+
+def _number(value: float) -> str:
+    text = repr(value)
+    if "e" not in text:
+        return text
+    mantissa, _, exponent = text.partition("e")
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
+
+
+def _quoted(text: str) -> str:
+    """A JSON string whose letters stay readable; what YAML cannot hold as it is stays escaped."""
+    return "".join(
+        letter if letter.isprintable() else f"\\U{ord(letter):08x}" if ord(letter) > 0x7E else letter
+        for letter in json.dumps(text, ensure_ascii=False)
     )
 
 
@@ -47,8 +69,10 @@ def load_yaml(text: str, *, place: str) -> dict[str, Any]:
 
     Raises InputError naming ``place`` and the line where the text is no YAML, or no mapping.
     """
+    import yaml
+
     try:
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506 a SafeLoader
+        values = yaml.load(text, Loader=_loader())  # noqa: S506 a SafeLoader
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark is not None else ""
@@ -58,10 +82,14 @@ def load_yaml(text: str, *, place: str) -> dict[str, Any]:
     return values
 
 
-class _Loader(yaml.SafeLoader):
+@lru_cache(maxsize=1)
+def _loader() -> Any:
     """YAML 1.1 with the floats of OmegaConf: an exponent needs neither point nor sign."""
+    import yaml
 
+    class Loader(yaml.SafeLoader):
+        pass
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*\.?[\d_]*[eE][-+]?\d+$"), list("-+0123456789")
-)
+    exponent = re.compile(r"^[-+]?\d[\d_]*\.?[\d_]*[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+0123456789"))
+    return Loader
