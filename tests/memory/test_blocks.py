@@ -190,26 +190,40 @@ def test_a_layer_alone_needs_at_least_what_it_keeps_and_leaves_its_gradients(row
 # -- windows --------------------------------------------------------------------------------------------------
 
 
+LLAMA_2_7B = Shape(4096, 11008, 32, 32, 128, 8)
+
+
+@pytest.mark.parametrize("shape", [LLAMA_2_7B, LLAMA_3_8B], ids=["llama-2-7b", "llama-3-8b"])
 @pytest.mark.parametrize(
-    ("shape", "mode", "spill"),
+    ("liger", "reentrant", "of_h"),
     [
-        # "spill" is what the backward of a layer needs over what it saved: 6i + 10h under autocast, 6i + 4h with Liger.
-        # The window of the tape counts the layer's recomputed output and its gradient too: 2h each.
-        pytest.param(LLAMA_3_8B, lora(), (6, 12), id="llama-3-8b"),
-        pytest.param(LLAMA_3_8B, lora(liger=True), (6, 8), id="llama-3-8b liger"),
-        pytest.param(Shape(4096, 11008, 32, 32, 128, 8), lora(), (6, 12), id="llama-2-7b"),
-        pytest.param(Shape(4096, 11008, 32, 32, 128, 8), lora(liger=True), (6, 8), id="llama-2-7b liger"),
+        (False, False, 10),
+        (False, True, 12),  # the recomputed output is held by the call into backward
+        (True, False, 6),
+        (True, True, 8),
     ],
 )
 def test_a_checkpointed_layer_needs_what_it_saves_and_a_spill(
-    shape: Shape, mode: Callable[[Shape], Mode], spill: tuple[int, int]
+    shape: Shape, liger: bool, reentrant: bool, of_h: int
 ) -> None:
-    saved = curve_of(shape.spec(), mode(shape)).kept
-    curve = curve_of(shape.spec(), mode(shape), checkpointed=True)
-    of_i, of_h = spill
-    assert max(m.token for m in curve.backward) == saved.token + of_i * shape.i + of_h * shape.h
+    """LoRA on all linears under autocast: saved + 6i + 10h, the incoming gradient of 2h included."""
+    mode = lora(liger=liger)(shape)
+    saved = curve_of(shape.spec(), mode).kept
+    curve = curve_of(shape.spec(), mode, checkpointed=True, reentrant=reentrant)
+    assert max(m.token for m in curve.backward) == saved.token + 6 * shape.i + of_h * shape.h
     assert curve.kept.token == 0  # its caller keeps the input
     assert curve.casts == 2 * shape.adapter_parameters  # cached for all layers in forward all the same
+
+
+@BY_NAME
+def test_kinds_of_checkpointing_differ_by_hidden_states_alone(row: Row) -> None:
+    """Reentry holds the recomputed output; without it, the last adapter's gradient is alive while it recomputes."""
+    mode = row.mode(LLAMA_3_8B)
+    windows = []
+    for reentrant in (False, True):
+        curve = curve_of(LLAMA_3_8B.spec(), mode, checkpointed=True, reentrant=reentrant)
+        windows.append(max(m.at(8192, 8192 * 2048) for m in curve.backward))
+    assert abs(windows[1] - windows[0]) <= 2 * 4 * 4096 * 8192
 
 
 @BY_NAME
@@ -217,7 +231,7 @@ def test_checkpointing_recomputes_the_whole_layer(row: Row) -> None:
     """In backward a checkpointed layer holds all that a plain one keeps, and its input."""
     mode = row.mode(LLAMA_3_8B)
     plain_curve = curve_of(LLAMA_3_8B.spec(), mode)
-    curve = curve_of(LLAMA_3_8B.spec(), mode, checkpointed=True)
+    curve = curve_of(LLAMA_3_8B.spec(), mode, checkpointed=True, reentrant=True)
     for tokens in (512, 8192):
         squares = tokens * 2048
         window = max(m.at(tokens, squares) for m in curve.backward)

@@ -142,11 +142,15 @@ def test_a_higher_rank_never_needs_less(asked: Asked, extra: int) -> None:
 
 @given(asked=any_setup())
 @MANY
-def test_checkpointing_never_needs_more(asked: Asked) -> None:
+def test_checkpointing_never_needs_more_than_a_few_hidden_states(asked: Asked) -> None:
+    """At the lowest layer, where all weight gradients are alive, both hold that layer's saved tensors; checkpointing
+    holds the layer's input, its recomputed output and the incoming gradient besides.
+    """
     setup, gpus = asked
-    assume(setup.seq_len >= 512)  # with a handful of tokens a gradient made twice weighs more than what was kept
     kept = run_or_skip(setup.but(gradient_checkpointing=False), gpus)
-    assert run(setup.but(gradient_checkpointing=True), gpus).allocated_bytes <= kept.allocated_bytes
+    tokens = setup.micro_batch_size * setup.seq_len * setup.sequences_per_sample
+    slack = 3 * 4 * resolve(setup.model).hidden * tokens
+    assert run(setup.but(gradient_checkpointing=True), gpus).allocated_bytes <= kept.allocated_bytes + slack
 
 
 @given(asked=any_setup())
