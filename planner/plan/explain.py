@@ -132,16 +132,18 @@ def _spent(desk: Desk, outcome: Outcome, setup: TrainingSetup) -> list[str]:
             f"sequences are cut to {outcome.shortened} tokens, with your consent: what lies beyond is not learnt"
         )
     if outcome.used_offload is not None:
-        reasons.append(_offload(desk, outcome.used_offload, setup))
+        reasons.append(_offload(desk, outcome, outcome.used_offload, setup))
     return reasons
 
 
-def _offload(desk: Desk, rung: Rung, setup: TrainingSetup) -> str:
+def _offload(desk: Desk, outcome: Outcome, rung: Rung, setup: TrainingSetup) -> str:
     price = desk.price(setup)
     need = show_gib(price.host_bytes) if price else "an unknown amount"
     ram = desk.machine.ram_bytes
     have = "which is not known to be there" if ram is None else f"of {show_gib(ram)}"
-    return f"{rung.title}: it does not fit without; this takes {need} of host memory a node, {have}"
+    asked = "offload" in outcome.terms.fixed
+    why = "as asked" if asked else "it does not fit without"
+    return f"{rung.title}, {why}: this takes {need} of host memory a node, {have}"
 
 
 def assumptions_of(desk: Desk, outcome: Outcome, chosen: Configuration | None) -> tuple[str, ...]:

@@ -76,6 +76,10 @@ class Teller:
 
     def _skipped_class(self, rung: Rung, end: TrainingSetup, barred: str | None) -> RungReport:
         """A class of its own is shown at its best, or at its leanest where it does not fit."""
+        terms = self.outcome.terms
+        unmet = terms.unmet(rung, terms.take(rung, terms.start), self.desk.spec, self.desk.machine)
+        if unmet:
+            return self._bare(rung, f"{barred}; {unmet}" if barred else unmet)
         each = next((each for each in self.outcome.rounds if each.rung is rung), None) or self.rivals.of(rung)
         shown = each.shown()
         if shown is None:
@@ -147,7 +151,7 @@ class Teller:
         if chosen is None:
             return self._too_much(found)
         order = list(self.outcome.rounds)
-        if order.index(found) < order.index(chosen):
+        if found in order and order.index(found) < order.index(chosen):
             return self._too_much(found)
         return f"not needed: {chosen.label} fits"
 

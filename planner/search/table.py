@@ -96,9 +96,11 @@ class Tabler:
         return tuple(row for row in found if row is not None)
 
     def _may_be_shown(self, rung: Rung) -> bool:
-        terms = self.outcome.terms
+        terms, desk = self.outcome.terms, self.desk
         barred = terms.bar(rung)
-        return not rung.in_setup(terms.start) and (barred is None or barred.startswith("on request"))
+        if rung.in_setup(terms.start) or not (barred is None or barred.startswith("on request")):
+            return False
+        return terms.unmet(rung, terms.take(rung, terms.start), desk.spec, desk.machine) is None
 
     def _alternative(self, rung: Rung) -> Configuration | None:
         """One class at its best, or at its leanest where it does not fit; None where rules shut it out."""

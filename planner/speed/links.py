@@ -41,7 +41,7 @@ def paths(machine: Machine) -> Paths:
 
 
 def _between(machine: Machine, pcie: float) -> tuple[float, tuple[str, ...]]:
-    """One-way bytes/s of the slowest hop of a ring over all GPUs."""
+    """Bytes/s in one direction over the slowest hop of a ring through all GPUs, and what had to be assumed."""
     if machine.nodes > 1:
         found = machine.links.internode_bytes_per_s
         said = () if found else ("100 Gbit/s between nodes",)
@@ -49,9 +49,9 @@ def _between(machine: Machine, pcie: float) -> tuple[float, tuple[str, ...]]:
     if machine.links.bytes_per_s:
         return machine.links.bytes_per_s, ()
     kind = machine.smallest.kind
-    if kind and kind.nvlink_bytes_per_s and machine.links.nvlink is not False:
-        said = () if machine.links.nvlink else ("NVLink between the GPUs",)
-        return kind.nvlink_bytes_per_s / 2, said  # the rated figure counts both directions
+    wired = machine.links.nvlink if machine.links.nvlink is not None else bool(kind and not kind.nvlink_bridge)
+    if kind and kind.nvlink_bytes_per_s and wired:
+        return kind.nvlink_bytes_per_s, () if machine.links.nvlink else ("NVLink between the GPUs",)
     if len(machine.gpus) == 1:
         return pcie, ()
     return pcie * NO_P2P_SHARE, ("GPUs that reach each other through host memory over PCIe",)

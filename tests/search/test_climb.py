@@ -152,7 +152,9 @@ def test_too_little_host_memory_to_load_says_how_much_would_do() -> None:
 def test_lora_on_four_bits_by_flag_is_the_qlora_class() -> None:
     answer = plan(1, 24, pinned={"quantization_bit": 4})
     assert answer.chosen is not None
-    assert answer.chosen.method_class == "qlora"
+    assert (answer.chosen.method_class, answer.chosen.setup.method) == ("qlora", "qlora")
+    assert len(answer.configurations) == 3
+    assert report(answer, "lora").reason == "does not apply: it needs a base in 16 bits"
 
 
 def test_the_margin_alone_makes_it_uncertain() -> None:
