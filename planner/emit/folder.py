@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from planner.emit.dataset import DEMO, DataSource, data_source
+from planner.emit.dataset import data_source
 from planner.emit.readme import readme
 from planner.emit.render import comment, launcher_values, render, shell_variable
 from planner.emit.surroundings import anchored, emit_context
@@ -82,6 +82,3 @@ def launch_script(launch: Launch, *, headline: str) -> str:
         why_no_others=launch.alone,
         override=launch.override,
     )
-
-
-__all__ = ["DEMO", "RUN_COMMAND", "DataSource", "launch_script", "plan_files", "plan_name"]

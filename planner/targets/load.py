@@ -41,6 +41,8 @@ def _target_of(folder: Path) -> Target:
 
 def _read_yaml(place: Path) -> Reading:
     """A lone YAML: nothing says that other files beside it belong to it, except those that it names."""
+    if place.suffix.lower() == ".json":
+        raise InputError(f"config {str(place)!r}: LLaMA-Factory 0.9.5 cannot read JSON; save it as YAML")
     texts = {place.name: _text(place)}
     for name in _named_files(texts[place.name], place.name):
         found = _find(name, place.parent)

@@ -79,6 +79,12 @@ def test_bad_files_are_one_sentence(tmp_path: Path, text: str, words: str) -> No
         read_setup(tmp_path / "x.yaml")
 
 
+def test_json_is_no_configuration_of_the_engine(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot read JSON"):
+        read_setup(tmp_path / "x.json")
+
+
 def test_a_folder_without_a_plan_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.yaml"):
         read_setup(tmp_path)
