@@ -239,11 +239,12 @@ class Timeline:
 
     def _embedding(self, gradients: int) -> None:
         """The embedding's gradient arrives last. A tied one is added to the head's: out of place, because the head's is
-        a transposed view (input_buffer.cpp), unless a cast or a compiled graph made it anew.
+        a transposed view (input_buffer.cpp), unless a cast, a compiled graph or a fused loss made it anew.
         """
         step, layout = self.step, self.step.layout
         arriving = layout.gradients.get("embedding", 0)
-        summed = self._tied_head() if step.regime.autocast is None and not step.setup.torch_compile else 0
+        anew = step.regime.autocast is not None or step.setup.torch_compile or step.regime.loss == "fused_linear"
+        summed = 0 if anew else self._tied_head()
         self.at("backward", self.stream, gradients=gradients + arriving + summed,
                 gathered=layout.reducing + layout.end_of_backward)  # fmt: skip
         if step.setup.gradient_accumulation_steps > 1 and step.parts.trained:
@@ -399,7 +400,7 @@ def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: b
         return "masked" if setup.padded else "efficient"  # flash kernels want equal widths of keys and values
     if kind in MASKED_BROADCAST:
         return "broadcast"
-    if setup.padded or (attention.sliding_window is not None and setup.seq_len > attention.sliding_window):
+    if setup.padded or (attention.sliding_window is not None and setup.seq_len >= attention.sliding_window):
         return "masked"
     if has_flash:
         return "sdpa"
