@@ -6,6 +6,7 @@ Example: python tools/trace/main.py --from setups.jsonl --out traced.jsonl
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -77,8 +78,11 @@ def traced(setup: Setup, folder: Path | None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    names = ("torch", "transformers", "peft", "accelerate")
-    return {name: importlib.metadata.version(name) for name in names}
+    found = {}
+    for name in ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "liger-kernel"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 if __name__ == "__main__":
