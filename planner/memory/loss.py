@@ -132,8 +132,8 @@ def _fused_linear(spec: ModelSpec, regime: Regime, tokens: int, *, head_trained:
     head_gradient = spec.vocab * spec.hidden * bytes_of(regime.head) if head_trained else 0
     gradient_in = tokens * spec.hidden * width
     logits = chunk * spec.vocab * width
-    # addmm into the head's gradient casts the chunk's product first
-    extra = spec.vocab * spec.hidden * width if head_trained else 0
+    # a product in another dtype than the head's gradient is made first; of the same dtype, addmm adds in place
+    extra = spec.vocab * spec.hidden * width if head_trained and bytes_of(regime.head) != width else 0
     return LossBytes(
         forward=logits + gradient_in + chunk * spec.vocab * width,
         backward=gradient_in, head=gradient_in, kept=head_gradient, temporary=extra,
