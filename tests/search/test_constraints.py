@@ -11,6 +11,7 @@ import pytest
 from planner.errors import InputError
 from planner.hardware.machine import Machine
 from planner.hardware.parse import parse_machine
+from planner.memory.regime import OWN_LOOPS, RESOLVED_VERSIONS, TRAINER_ENGINES
 from planner.model.catalogue import resolve
 from planner.model.spec import Attention, Block, Mlp, ModelSpec, Moe, Quantized, Run
 from planner.rulebook.load import problems_in, read_rules
@@ -37,6 +38,14 @@ def test_every_engine_named_by_a_rule_has_a_row() -> None:
     assert problems_in(engines, EngineRow, place="engines.toml") == []
     known = {row["id"] for row in engines} | {"*"}
     assert {name for row in ROWS for name in row.get("engines", ["*"])} <= known
+
+
+def test_engine_rows_agree_with_what_is_priced() -> None:
+    rows = {row["id"]: row for row in read_rules("engines")["engine"]}
+    assert {name for name, row in rows.items() if row["own_rules"]} == TRAINER_ENGINES | OWN_LOOPS
+    for name, priced in (("llamafactory", "llamafactory"), ("transformers", "other"), ("trl", "other")):
+        stated = rows[name]["versions"]
+        assert {package: stated[package] for package in RESOLVED_VERSIONS[priced]} == RESOLVED_VERSIONS[priced]
 
 
 def test_all_rules_of_the_trainer_are_there() -> None:
