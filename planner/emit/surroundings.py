@@ -24,6 +24,7 @@ def emit_context(plan: Plan, setup: TrainingSetup, data: DataSource) -> EmitCont
         gpu_names=tuple(gpu.kind.name if gpu.kind else gpu.name for gpu in gpus),
         vendor=gpus[0].kind.vendor if gpus[0].kind else "nvidia",
         p2p=machine.links.p2p,
+        driver=machine.driver,
         expandable_segments=all(rung.applied for rung in plan.ladder if rung.id == "expandable-segments"),
         has_bf16=_all_have_bf16(gpus),
         ram_bytes=machine.ram_bytes,

@@ -24,6 +24,7 @@ class EmitContext:
     gpu_names: tuple[str, ...] = ()
     vendor: Vendor = "nvidia"
     p2p: bool | None = None
+    driver: str | None = None
     expandable_segments: bool = True
     has_bf16: bool | None = None
     ram_bytes: int | None = None

@@ -129,18 +129,22 @@ def _nodes(context: EmitContext) -> tuple[Variable, ...]:
 
 
 def _links(context: EmitContext) -> tuple[Variable, ...]:
+    """accelerate refuses several GeForce 40 cards under drivers before 550.40 unless both variables are set
+    (accelerate/utils/environment.py, check_cuda_p2p_ib_support); a driver that is not known may be such a one.
+    """
     if context.world_size == 1 or context.vendor != "nvidia":
         return ()
-    is_rtx40 = any("RTX 40" in name or "RTX40" in name for name in context.gpu_names)
-    if not is_rtx40 and context.p2p is not False:
+    is_refused = any("RTX 40" in name or "RTX40" in name for name in context.gpu_names) and _is_old(context.driver)
+    if not is_refused and context.p2p is not False:
         return ()
-    why = (
-        "these cards have no peer-to-peer path"
-        if context.p2p is False
-        else "GeForce 40 cards have no peer-to-peer path"
-    )
+    why = "these cards have no peer-to-peer path" if context.p2p is False else "GeForce 40 cards have no such path"
     found = [Variable(name="NCCL_P2P_DISABLE", value="1", kind="default", reason=why)]
-    if is_rtx40:
+    if is_refused:
         why = "accelerate refuses GeForce 40 cards with drivers before 550.40 unless both are set"
         found.append(Variable(name="NCCL_IB_DISABLE", value="1", kind="default", reason=why))
     return tuple(found)
+
+
+def _is_old(driver: str | None) -> bool:
+    numbers = tuple(int(part) for part in (driver or "").split(".")[:2] if part.isdigit())
+    return numbers < (550, 40)

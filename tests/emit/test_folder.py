@@ -135,6 +135,9 @@ def test_nccl_is_told_only_what_the_links_need() -> None:
     assert "NCCL_P2P_DISABLE" in files_of(ANY, p2p=False)["launch.sh"]
     geforce = exports(files_of(ANY, name="NVIDIA GeForce RTX 4090")["launch.sh"])
     assert geforce["NCCL_P2P_DISABLE"] == geforce["NCCL_IB_DISABLE"] == "1"
+    for driver, said in (("535.129.03", True), ("550.54.14", False), ("580.65", False)):
+        on = replace(machine(2, name="NVIDIA GeForce RTX 4090"), driver=driver)
+        assert ("NCCL_IB_DISABLE" in plan_files(plan_of(ANY, on=on))["launch.sh"]) is said
 
 
 @pytest.mark.parametrize("parallelism", ["none", *PARALLELISMS])
