@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from planner.model.spec import ModelSpec
 from planner.training import DTYPE_BYTES, Dtype, TrainingSetup
@@ -19,6 +19,7 @@ from planner.training import DTYPE_BYTES, Dtype, TrainingSetup
 LossCopies = Literal[
     "hf_4_49", "hf_4_48", "hf_4_45", "in_model", "torchtune", "trl", "loop", "fused", "fused_linear", "chunked"
 ]
+T = TypeVar("T")
 DEEPSPEED = frozenset({"zero1", "zero2", "zero3"})
 FSDP = frozenset({"fsdp", "fsdp2"})
 # What each engine's newest release resolves to (metadata of the wheels on 2026-11-20).
@@ -93,27 +94,27 @@ def resolve_regime(setup: TrainingSetup, spec: ModelSpec, *, has_bf16: bool | No
         spec.stored_dtype, spec.embedding_norm, spec.quantized.method if spec.quantized else None, spec.model_type,
         has_bf16 is not False,
     )  # fmt: skip
-    return _resolve(key, _Keyed(setup))
+    return _resolve(key, Unhashed(setup))
 
 
-class _Keyed:
-    """Carries the setup past the cache: equal keys give equal regimes."""
+class Unhashed(Generic[T]):
+    """Carries a value past a cache whose other arguments decide the answer."""
 
-    __slots__ = ("setup",)
+    __slots__ = ("value",)
 
-    def __init__(self, setup: TrainingSetup) -> None:
-        self.setup = setup
+    def __init__(self, value: T) -> None:
+        self.value = value
 
     def __hash__(self) -> int:
         return 0
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keyed)
+        return isinstance(other, Unhashed)
 
 
 @lru_cache(maxsize=4096)
-def _resolve(key: tuple[object, ...], keyed: _Keyed) -> Regime:
-    setup = keyed.setup
+def _resolve(key: tuple[object, ...], keyed: Unhashed[TrainingSetup]) -> Regime:
+    setup = keyed.value
     stored, embedding_norm, prequantized, has_bf16 = key[-5], key[-4], key[-3], bool(key[-1])
     compute = setup.compute_dtype or ("bf16" if has_bf16 else "fp16")
     sharded = setup.parallelism or "none"

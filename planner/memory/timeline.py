@@ -13,7 +13,7 @@ from planner.memory.habits import MASKED_BROADCAST, WITHOUT_SDPA, has_dropout
 from planner.memory.layout import Layout
 from planner.memory.loss import holds_outputs, loss_bytes
 from planner.memory.ops import Mode
-from planner.memory.regime import DEEPSPEED, FSDP, OWN_LOOPS, Regime, bytes_of, version_of
+from planner.memory.regime import DEEPSPEED, FSDP, OWN_LOOPS, Regime, Unhashed, bytes_of, version_of
 from planner.memory.result import Phase
 from planner.memory.tape import Moment
 from planner.memory.units import Layer, Parts
@@ -36,6 +36,7 @@ class Step:
     layout: Layout
     workspace_bytes: int
     extra_weights: int = 0  # reference and reward models
+    windowed: bool = False  # some layer's attention has a sliding window
     in_flight: int = 1  # micro batches whose activations are kept at once (pipeline stages)
     has_flash: bool = True  # the GPUs run flash attention kernels (compute capability 8.0)
     kept_per_layer_token: int = 0  # FSDP1 with frozen layers under reentrant checkpointing
@@ -63,25 +64,27 @@ class Timeline:
         self.weights = layout.weights + step.extra_weights
         kept = sum(stretch.number * self._kept_by(stretch) for stretch in self.stretches)
         self.inputs = INPUT_BYTES_PER_TOKEN * self.tokens + (step.in_flight - 1) * kept + self._leaf()
+        self.always = (
+            self.weights + self.inputs + layout.optimizer + layout.resident_buffers + step.workspace_bytes
+        )  # alive at every moment of a step
 
     def at(
         self, phase: Phase, activations: int, *, gradients: int = 0, logits: int = 0, temporaries: int = 0,
         gathered: int = 0, moment: Moment | None = None,
     ) -> None:  # fmt: skip
         """One moment of the step; ``moment`` adds a block's live bytes, split into its parts."""
-        layout = self.step.layout
         if moment is not None:
             activations += moment.at(self.tokens, self.squares) - moment.gradient - moment.temporary
             gradients += moment.gradient
             temporaries += moment.temporary
-        values: Bytes7 = (
-            self.weights, gradients, layout.optimizer, activations + self.inputs, logits,
-            temporaries + self.step.workspace_bytes, gathered + layout.resident_buffers,
-        )  # fmt: skip
-        total = sum(values)
+        total = self.always + activations + gradients + logits + temporaries + gathered
         if total > self.totals.get(phase, -1):
+            layout = self.step.layout
             self.totals[phase] = total
-            self.best[phase] = values
+            self.best[phase] = (
+                self.weights, gradients, layout.optimizer, activations + self.inputs, logits,
+                temporaries + self.step.workspace_bytes, gathered + layout.resident_buffers,
+            )  # fmt: skip
 
     def run(self) -> Timeline:
         """All phases of a step whose optimizer states exist."""
@@ -293,9 +296,24 @@ class Stretch:
 
 def stretches_of(step: Step) -> tuple[Stretch, ...]:
     """All layers from bottom to top, cut where the treatment changes."""
-    found = [stretch for layer in step.parts.layers for stretch in _stretches(step, layer)]
+    setup = step.setup
+    key = (
+        setup.lora_rank, setup.lora_dropout > 0, setup.method, setup.attention, setup.seq_len if step.windowed else 0,
+        setup.liger_kernel, setup.unsloth, setup.torch_compile, setup.loss, setup.parallelism, setup.padded,
+        setup.gradient_checkpointing, setup.optimizer_in_backward, setup.engine, tuple(setup.versions.items()),
+        step.has_flash,
+    )  # fmt: skip
+    return _found_stretches(step.parts, step.regime, key, Unhashed(step))
+
+
+@lru_cache(maxsize=4096)
+def _found_stretches(
+    parts: Parts, regime: Regime, key: tuple[object, ...], carried: Unhashed[Step]
+) -> tuple[Stretch, ...]:
+    step = carried.value
+    found = [stretch for layer in parts.layers for stretch in _stretches(step, layer)]
     first = found[0]
-    if step.setup.is_adapter and not first.checkpointed and not step.parts.embedding_trained:
+    if step.setup.is_adapter and not first.checkpointed and not parts.embedding_trained:
         # a frozen embedding's output needs no gradient, so the first layer keeps less in front of its adapters
         found[:1] = [Stretch(first.layer, 1, _curve_of(step, first.layer, False, leaf=True), False)]
         if first.number > 1:
@@ -367,7 +385,7 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         setup.lora_rank if adapted else 0,
         adapted and setup.lora_dropout > 0,
         adapted and setup.method == "dora",
-        _kernel(setup, step.spec, layer, has_flash=step.has_flash),
+        _kernel(setup, step.spec, layer, has_flash=step.has_flash and regime.compute != "fp32"),
         setup.liger_kernel or setup.torch_compile,
         _fused_kernels(setup),
         parallelism not in FSDP | DEEPSPEED and not setup.optimizer_in_backward,

@@ -15,7 +15,7 @@ from planner.model.spec import Block, ModelSpec
 from planner.training import TrainingSetup
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Parts:
     """Everything about parameters that the timeline needs.
 
@@ -39,7 +39,7 @@ class Parts:
         return sum(unit.count * unit.held_bytes for unit in self.units)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
     """A run of identical layers: ``trained`` whole, ``frozen`` below all that trains (no graph), or with adapters."""
 
