@@ -28,16 +28,33 @@ class _Sparing:
     """Parses with the flags that stand on the line: typer spends most of a millisecond on each one that does not."""
 
     params: list[Any]
+    get_params: Callable[[Any], list[Any]]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         every, words = self.params, {word.partition("=")[0] for word in args}
         if "--help" not in words:
             self.params = [each for each in every if _is_positional(each) or words & {*each.opts, *each.secondary_opts}]
+        for each in self.get_params(ctx):
+            _leave_words_alone(each)
         try:
             rest: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
             return rest
         finally:
             self.params = every
+
+
+class _AsGiven:
+    """What typer asks for a parameter's value: here the word itself."""
+
+    def coerce(self, value: Any, **_: Any) -> Any:
+        return value
+
+
+def _leave_words_alone(parameter: Any) -> None:
+    """Words stay words and switches switches: typer would import pydantic, a tenth of the start, to copy a string."""
+    annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    if annotation in (str, bool, list[str]):
+        parameter.get_runtime_param = _AsGiven
 
 
 def _is_positional(parameter: Any) -> bool:

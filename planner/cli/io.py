@@ -87,7 +87,8 @@ def screen(*renderables: RenderableType) -> None:
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    speaks_unicode = (stream.encoding or "ascii").lower().replace("-", "").startswith("utf")
+    # A stream in memory has no encoding and takes every letter.
+    speaks_unicode = (stream.encoding or "utf-8").lower().startswith("utf")
     target: Any = stream if speaks_unicode else _Plain(stream)
     return Console(file=target, highlight=False, soft_wrap=False)
 
