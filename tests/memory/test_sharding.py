@@ -242,8 +242,10 @@ def test_deepspeed_holds_what_is_said(stage: int, accumulation: int) -> None:
     p = measured["elements"]
     setup = TrainingSetup(
         model="any", method="full", parallelism=f"zero{stage}", gradient_accumulation_steps=accumulation,
-        ds_config={"zero_optimization": {"stage": stage, "reduce_bucket_size": 10_000,
-                                         "stage3_param_persistence_threshold": 0}},
+        ds_config={"zero_optimization": {
+            "stage": stage, "reduce_bucket_size": 10_000, "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 4096, "stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 8192,
+        }},
     )  # fmt: skip
     regime = Regime(
         frozen="bf16", trained="bf16", gradient="bf16", compute="bf16", autocast=False, norms="bf16", adapter="bf16",
@@ -264,6 +266,7 @@ def test_deepspeed_holds_what_is_said(stage: int, accumulation: int) -> None:
     if stage == 3:
         assert layout.resident_buffers == measured["bucket"]
         assert layout.gradients_carried == measured["gradient_part"]
+        assert 2 * 8192 <= 2 * measured["live_elements"] <= layout.gathered_forward
     else:
         assert layout.reducing >= measured["bucket"]
         assert layout.gradients_carried == (measured["carried"] if accumulation > 1 else 0)
@@ -274,3 +277,40 @@ def test_fsdp1_really_keeps_inputs_and_gradients_of_frozen_layers() -> None:
     kept = probe("probe_fsdp1.py", "reentrant", "fsdp", ranks=2)
     plain = probe("probe_fsdp1.py", "plain", "fsdp", ranks=2)
     assert kept["alive"] - plain["alive"] == 2 * kept["layers"] - 1  # every input, and all gradients but the last
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_fsdp2_gathers_and_keeps_what_is_said(accumulation: int) -> None:
+    """Six layers of two matrices, a root of two layers' size each side; mixed precision, two ranks."""
+    measured = probe("probe_fsdp2.py", str(accumulation), ranks=2)
+    setup = TrainingSetup(
+        model="any", method="full", parallelism="fsdp2", gradient_accumulation_steps=accumulation, engine="transformers"
+    )
+    width, vocabulary = 256, 1024
+    regime = Regime(
+        frozen="bf16", trained="fp32", gradient="fp32", compute="bf16", autocast=True, norms="fp32", adapter="fp32",
+        state="fp32", master=False, loss="hf_4_49", head="fp32", embedding="fp32", reentrant=False, repeat_kv=False,
+        stacked_experts=False,
+    )  # fmt: skip
+    sizes = {"embedding": (1, vocabulary * width), "block0": (6, 2 * width * width), "head": (1, vocabulary * width)}
+    units = tuple(
+        Unit(name=name, count=count, frozen=0, frozen_bytes=0, trained=size, trained_bytes_each=4, largest_trained=size)
+        for name, (count, size) in sizes.items()
+    )
+    cost = optimizer_cost(setup, regime, (Tensor2D(width, width, copies=20),))
+    layout = lay_out(setup, regime, units, cost, 2, 2, width)
+    layer = 2 * 2 * width * width
+
+    def bytes_at(point: str) -> float:
+        return measured[point] * layer
+
+    slack = layer / 4  # activations of one token, and Python's own tensors
+    assert bytes_at("forward 3") == pytest.approx(layout.gathered_forward + layout.gradients_carried, abs=slack)
+    assert bytes_at("forward loss") == pytest.approx(layout.gathered_loss + layout.gradients_carried, abs=slack)
+    assert measured["end"] * layer == pytest.approx(layout.gradients_at_step, abs=slack)
+    if accumulation == 1:
+        own = layer  # the layer's own two gradients, which the block's window counts
+        done = layout.gradients["head"] + layout.gradients["block0"]
+        expected = layout.gathered_backward + layout.reducing - layout.gradients["block0"] // 2 + done + own
+        assert bytes_at("backward 4") == pytest.approx(expected, abs=layer)

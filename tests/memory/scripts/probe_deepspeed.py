@@ -28,6 +28,9 @@ engine, *_ = deepspeed.initialize(
             "overlap_comm": False,
             "contiguous_gradients": True,
             "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 4096,
+            "stage3_max_reuse_distance": 0,
+            "stage3_max_live_parameters": 8192,
         },
     },
 )
@@ -68,7 +71,17 @@ def update_and_note(group):
 
 
 zero._optimizer_step = update_and_note
-for _ in range(accumulation):
+
+
+def note_live(*_):
+    gathered = [p.ds_numel for p in engine.module.parameters() if p.ds_status.name != "NOT_AVAILABLE"]
+    note("live_elements", sum(gathered))
+
+
+if stage == 3:
+    for layer in engine.module:
+        layer.register_forward_pre_hook(note_live)
+for _ in range(3 if stage == 3 else accumulation):  # stage 3 prefetches from the second step on
     loss = engine(torch.randn(3, WIDTH, dtype=torch.bfloat16)).float().pow(2).mean()
     engine.backward(loss)
     if stage < 3:
