@@ -238,7 +238,9 @@ class _Builder:
         experts = sum(lin.parameters for lin in layer.linears if lin.role.startswith("expert_"))
         largest = max((lin.parameters // lin.copies for lin in layer.linears), default=0)
         if layer.kind != "trained" and self.adapters:
-            largest = max((self.rank * max(lin.inputs, lin.outputs) for lin in layer.linears), default=0)
+            sides = [self.rank * max(lin.inputs, lin.outputs) for lin in layer.linears if lin.role in layer.targets]
+            copied = [lin.parameters for lin in layer.linears if lin.role in layer.whole]
+            largest = max([*sides, *copied], default=0)
         return Unit(
             name=layer.name, count=layer.count, frozen=frozen, frozen_bytes=frozen_bytes, trained=trained,
             trained_bytes_each=self._trained_bytes(), largest_trained=largest if trained else 0,
