@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from planner.cli.help import show_help
-from planner.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, PlannerError, nearest
+from planner.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, PlannerError, nearest, unknown_choice
 
 EXAMPLES = {
     "plan": "plan --gpus 3x20GB --model 7B",
@@ -158,6 +159,9 @@ def _usage_error(problem: Exception) -> InputError | None:
     unknown = getattr(problem, "option_name", None)
     if unknown and type(problem).__name__ == "NoSuchOption":
         return InputError(_unknown_option(str(unknown), context), hint=f"`{path} --help` lists the flags")
+    asked = re.match(r"No such command '([^']+)'", str(speak()))
+    if asked:
+        return unknown_choice(asked[1], "command", getattr(context.command, "commands", ()) if context else ())
     return InputError(_sentence(str(speak())), hint=f"`{path} --help` lists the flags")
 
 

@@ -82,7 +82,7 @@ def test_a_bug_is_called_ours_and_shows_its_traceback_only_on_request(
     ("words", "expected"),
     [
         (["--gpu", "3x20GB"], "option --gpu is not known; did you mean --gpus?"),
-        (["estimte"], "estimte"),
+        (["estimte"], "command 'estimte' is not known; did you mean estimate?"),
         (["estimate", "--lora-rnak", "8"], "option --lora-rnak is not known; did you mean --lora-rank?"),
         (["--model"], "--model"),
         (["--model", "7B", "estimate"], "--model stands before the command estimate"),
