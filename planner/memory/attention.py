@@ -8,7 +8,7 @@ eager_attention_forward.
 from __future__ import annotations
 
 from planner.memory.ops import FP32, Program
-from planner.memory.tape import ACTIVATION, Tensor
+from planner.memory.tape import ACTIVATION, PASS, Tensor
 from planner.model.spec import Attention
 
 
@@ -21,6 +21,8 @@ def attend(
     """
     if p.mode.kernel in ("eager", "sinks"):
         return _eager(p, q, k, v, a)
+    if p.mode.kernel == "math":
+        return _math(p, q, k, v, a)
     if p.mode.autocast or p.mode.kernel == "flash":
         q, k, v = (p.cast(t, p.mode.compute) for t in (q, k, v))
     if (p.mode.repeat_kv or p.mode.kernel == "masked") and a.kind == "gqa":
@@ -48,10 +50,8 @@ def _fused(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention, beside: tu
     saved = [q, k, v, out, logsumexp, *beside]
     width = a.heads * a.head_dim
     temps = [((0, a.heads, 0), FP32, ACTIVATION)]
-    if p.mode.kernel in ("masked", "broadcast"):
+    if p.mode.kernel == "masked":
         saved.append(p.new((0, 0, 1), p.mode.compute))  # the additive mask, made for each layer
-    if p.mode.kernel == "broadcast":
-        temps += [((0, width, 0), q.itemsize, ACTIVATION)] * 2  # dk and dv for every query head
     elif p.mode.kernel not in ("efficient", "masked"):
         temps.append(((0, a.heads * _rounded(a.head_dim), 0), FP32, ACTIVATION))  # dq accumulator
         if k.elems[1] < width:  # grouped heads: dk and dv are made for every query head, then summed
@@ -79,13 +79,33 @@ def _eager(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
     if a.softcap:
         scores = p.scale(p.unary(p.scale(scores), saves="output"))
     masked = p.new(heads, scores.itemsize)
-    p.link(masked, (scores,), ("pass",))
+    p.link(masked, (scores,), (PASS,))
     del scores
     weights = _probabilities(p, masked, v.itemsize)
     del masked
     out = p.new((0, _out_width(a), 0), v.itemsize)
     p.link(out, (weights, v), ((heads, weights.itemsize), (v.elems, v.itemsize)), saved=(weights, v))
     return out
+
+
+def _math(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
+    """``_scaled_dot_product_attention_math``: matmuls and softmax in fp32 or autocast's dtype; probabilities stay.
+
+    Source: aten/native/transformers/attention.cpp.
+    """
+    heads, given = (0, 0, a.heads), q.itemsize
+    itemsize = p.mode.compute if p.mode.autocast else FP32
+    q, k, v = (p.cast(t, itemsize) for t in (q, k, v))
+    scores = p.new(heads, itemsize)
+    p.link(scores, (q, k), ((q.elems, itemsize), (k.elems, itemsize)), saved=(q, k))
+    masked = p.new(heads, itemsize)
+    p.link(masked, (scores,), (PASS,))
+    del scores
+    weights = p.unary(masked, saves="output")
+    del masked
+    out = p.new((0, _out_width(a), 0), itemsize)
+    p.link(out, (weights, v), ((heads, itemsize), (v.elems, itemsize)), saved=(weights, v))
+    return p.clone(p.cast(out, given))
 
 
 def _probabilities(p: Program, scores: Tensor, itemsize: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from planner.errors import UnsupportedError
 from planner.memory.attention import attend
 from planner.memory.experts import experts
-from planner.memory.habits import JOINED_ROTATION, MASKED_BROADCAST, WIDE_NORM, WRITTEN_OUT_NORM
+from planner.memory.habits import BROADCAST_KEYS, JOINED_ROTATION, WIDE_NORM, WRITTEN_OUT_NORM
 from planner.memory.linears import LinearModule
 from planner.memory.ops import FP32, Program
 from planner.memory.tape import PASS, Param, Tensor
@@ -135,7 +135,7 @@ class BlockModule:
         if "qkv" in self.linears:
             widths = (a.q_width, a.kv_width, a.kv_width)
             q, k, v = p.split(self.linears["qkv"](p, hidden), widths)
-            if self.model_type in MASKED_BROADCAST:  # indexing with a list copies what split would view
+            if self.model_type in BROADCAST_KEYS:  # indexing with a list copies what split would view
                 k, v = p.clone(k), p.clone(v)
             return q, k, v, None
         q = self.linears["q"](p, hidden)

@@ -6,8 +6,13 @@ P/N elements, and passes gradients through buckets whose sizes the JSON states.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
+from planner.errors import InputError
 from planner.memory.deepspeed_config import MAX_REUSE_ELEMENTS, Buckets, default_deepspeed_config, read_buckets
 from planner.memory.layout import Layout, Unit
 from planner.memory.optimizer import OptimizerCost
@@ -20,12 +25,39 @@ NORM_BYTES = 8  # gradient norms are taken in float64, one tensor after the othe
 
 
 def buckets_of(setup: TrainingSetup, hidden: int) -> Buckets:
-    """The buckets of the setup's own JSON, or those that a plan is emitted with."""
-    if isinstance(setup.ds_config, dict):
-        return read_buckets(setup.ds_config, hidden)
-    stage = STAGES[setup.parallelism or "zero2"]
-    offload: Offload = setup.offload
+    """The buckets of the setup's own JSON, or those that a plan is emitted with.
+
+    Raises InputError for a file that cannot be read or says what DeepSpeed refuses.
+    """
+    if setup.ds_config is not None:
+        return read_buckets(config_of(setup), hidden)
+    return _emitted(STAGES[setup.parallelism or "zero2"], setup.offload, hidden)
+
+
+@lru_cache(maxsize=256)
+def _emitted(stage: int, offload: Offload, hidden: int) -> Buckets:
     return read_buckets(default_deepspeed_config(stage, offload, hidden), hidden)
+
+
+def config_of(setup: TrainingSetup) -> dict[str, Any]:
+    """The setup's own DeepSpeed JSON as an object; empty where it has none."""
+    if isinstance(setup.ds_config, str):
+        return _config_at(setup.ds_config)
+    return setup.ds_config or {}
+
+
+@lru_cache(maxsize=64)
+def _config_at(path: str) -> dict[str, Any]:
+    """The one file that pricing reads: a setup may name its DeepSpeed JSON instead of holding it."""
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise InputError(f"ds_config {path!r} cannot be read: {problem.strerror}") from None
+    except ValueError as problem:
+        raise InputError(f"ds_config {path!r} is not JSON: {problem}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"ds_config {path!r} holds no JSON object")
+    return config
 
 
 def lay_out_deepspeed(
@@ -260,8 +292,7 @@ def _gather_bytes(setup: TrainingSetup, regime: Regime, unit: Unit) -> int:
 
 def _reuse_elements(setup: TrainingSetup) -> int:
     """stage3_max_reuse_distance: as the JSON says, or DeepSpeed's default."""
-    config = setup.ds_config if isinstance(setup.ds_config, dict) else {}
-    stated = config.get("zero_optimization", {}).get("stage3_max_reuse_distance", MAX_REUSE_ELEMENTS)
+    stated = config_of(setup).get("zero_optimization", {}).get("stage3_max_reuse_distance", MAX_REUSE_ELEMENTS)
     return int(stated) if isinstance(stated, int | float) else MAX_REUSE_ELEMENTS
 
 

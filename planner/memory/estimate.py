@@ -131,7 +131,7 @@ def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
     layout = lay_out(setup, regime, parts.units, cost, ranks, max(machine.gpus_per_node, 1), spec.hidden)
     step = Step(
         setup=setup, spec=spec, regime=regime, parts=parts, layout=layout, workspace_bytes=workspace_bytes(machine),
-        windowed=any(layer.block.attention.sliding_window for layer in parts.layers), in_flight=share.in_flight,
+        in_flight=share.in_flight,
         has_flash=_has_flash(machine),
         extra_weights=extra_model_bytes(setup, spec, regime, ranks),
         kept_per_layer_token=kept_per_layer_bytes_per_token(setup, regime, spec.hidden),

@@ -19,8 +19,8 @@ WIDE_NORM = frozenset(
 WRITTEN_OUT_NORM = frozenset({"cohere", "cohere2"})
 # The router's matmul runs on an fp32 copy of the hidden states.
 WIDE_ROUTER = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe"})
-# Always hands a mask to SDPA, and keys and values of one head are broadcast without a copy.
-MASKED_BROADCAST = frozenset({"falcon"})
+# Hands a mask and keys of one head, broadcast without a copy, to SDPA, which no fused kernel takes: S x S math path.
+BROADCAST_KEYS = frozenset({"falcon"})
 # Residual dropout of 0.1 in training unless the config says otherwise.
 RESIDUAL_DROPOUT = frozenset({"gpt2", "gpt_bigcode", "opt"})
 

@@ -12,9 +12,9 @@ from typing import Literal
 from planner.memory.tape import ACTIVATION, PASS, TEMPORARY, Elems, Out, Param, Tape, Tensor
 
 # "flash": flash-attn's function, "sdpa": torch's flash kernel, "efficient": its memory-efficient one, "masked": the
-# same with a mask and keys repeated for every query head, "broadcast": with a mask and keys broadcast, "eager": matmuls
-# and softmax, "sinks": gpt-oss's eager variant
-Kernel = Literal["flash", "sdpa", "efficient", "masked", "broadcast", "eager", "sinks"]
+# same with a mask and keys repeated for every query head, "math": torch's path of last resort, "eager": the model's own
+# matmuls and softmax, "sinks": gpt-oss's variant of them
+Kernel = Literal["flash", "sdpa", "efficient", "masked", "math", "eager", "sinks"]
 Base = Literal["dense", "nf4", "int8", "gptq"]
 FP32 = 4
 

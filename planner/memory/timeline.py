@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.curves import BlockCurve, block_curve, final_norm
-from planner.memory.habits import MASKED_BROADCAST, WITHOUT_SDPA, has_dropout
+from planner.memory.habits import BROADCAST_KEYS, WITHOUT_SDPA, has_dropout
 from planner.memory.layout import Layout
 from planner.memory.loss import holds_outputs, loss_bytes
 from planner.memory.ops import Mode
@@ -36,7 +36,6 @@ class Step:
     layout: Layout
     workspace_bytes: int
     extra_weights: int = 0  # reference and reward models
-    windowed: bool = False  # some layer's attention has a sliding window
     in_flight: int = 1  # micro batches whose activations are kept at once (pipeline stages)
     has_flash: bool = True  # the GPUs run flash attention kernels (compute capability 8.0)
     kept_per_layer_token: int = 0  # FSDP1 with frozen layers under reentrant checkpointing
@@ -298,7 +297,8 @@ def stretches_of(step: Step) -> tuple[Stretch, ...]:
     """All layers from bottom to top, cut where the treatment changes."""
     setup = step.setup
     key = (
-        setup.lora_rank, setup.lora_dropout > 0, setup.method, setup.attention, setup.seq_len if step.windowed else 0,
+        setup.lora_rank, setup.lora_dropout > 0, setup.method, setup.attention,
+        setup.seq_len if step.parts.windowed else 0,
         setup.liger_kernel, setup.unsloth, setup.torch_compile, setup.loss, setup.parallelism, setup.padded,
         setup.gradient_checkpointing, setup.optimizer_in_backward, setup.engine, tuple(setup.versions.items()),
         step.has_flash,
@@ -416,14 +416,14 @@ def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: b
         return "sinks" if attention.sinks else "eager"
     if attention.kind == "mla":
         return "masked" if setup.padded else "efficient"  # flash kernels want equal widths of keys and values
-    if kind in MASKED_BROADCAST:
-        return "broadcast"
+    if kind in BROADCAST_KEYS:
+        return "math"
     if setup.padded or (attention.sliding_window is not None and setup.seq_len >= attention.sliding_window):
         return "masked"
     if has_flash:
         return "sdpa"
     grouped = attention.kv_heads != attention.heads and version_of(setup, "transformers") >= (4, 48)
-    return "eager" if grouped else "efficient"  # grouped heads without flash kernels: SDPA's S x S math path
+    return "math" if grouped else "efficient"  # grouped heads without flash kernels: SDPA's S x S math path
 
 
 @lru_cache(maxsize=1024)

@@ -32,6 +32,7 @@ class Parts:
     total: int
     head_trained: bool
     embedding_trained: bool
+    windowed: bool  # some layer's attention has a sliding window
 
     @property
     def held_bytes(self) -> int:
@@ -105,6 +106,7 @@ class _Builder:
             trained=trained,
             total=sum(unit.count * (unit.frozen + unit.trained) for unit in units),
             head_trained=whole or head_name in self.additional,
+            windowed=any(run.block.attention.sliding_window for run in spec.runs),
             embedding_trained=whole or embedding_name in self.additional,
         )
 
