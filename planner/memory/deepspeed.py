@@ -41,18 +41,19 @@ def _emitted(stage: int, offload: Offload, hidden: int) -> Buckets:
 
 def config_of(setup: TrainingSetup) -> dict[str, Any]:
     """The setup's own DeepSpeed JSON as an object; empty where it has none."""
-    if isinstance(setup.ds_config, str):
-        return _config_at(setup.ds_config)
-    return setup.ds_config or {}
+    if not isinstance(setup.ds_config, str):
+        return setup.ds_config or {}
+    try:
+        return _config_at(setup.ds_config, Path(setup.ds_config).stat().st_mtime_ns)
+    except OSError as problem:
+        raise InputError(f"ds_config {setup.ds_config!r} cannot be read: {problem.strerror}") from None
 
 
 @lru_cache(maxsize=64)
-def _config_at(path: str) -> dict[str, Any]:
+def _config_at(path: str, changed_ns: int) -> dict[str, Any]:
     """The one file that pricing reads: a setup may name its DeepSpeed JSON instead of holding it."""
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise InputError(f"ds_config {path!r} cannot be read: {problem.strerror}") from None
     except ValueError as problem:
         raise InputError(f"ds_config {path!r} is not JSON: {problem}") from None
     if not isinstance(config, dict):

@@ -103,6 +103,7 @@ class Program(Tape):
             (x, cast if cast is not None else param, bias),
             ((x.elems, itemsize), grad_w, grad_b),
             saved=(x if param.trained else None, cast if x.needs_grad else None),
+            views=True,
         )
         return out
 

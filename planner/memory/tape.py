@@ -122,12 +122,13 @@ class Storage:
 class Tensor:
     """A handle on a storage with its autograd edge (``node``, ``slot``)."""
 
-    __slots__ = ("elems", "itemsize", "node", "slot", "storage")
+    __slots__ = ("base", "elems", "itemsize", "node", "slot", "storage")
 
     def __init__(
         self, storage: Storage, elems: Elems, itemsize: int, node: Node | Param | None = None, slot: int = 0
     ) -> None:
         self.storage, self.elems, self.itemsize, self.node, self.slot = storage, elems, itemsize, node, slot
+        self.base: Tensor | None = None  # a view keeps what it views
         storage.handles += 1
 
     def __del__(self) -> None:
@@ -160,7 +161,7 @@ Edge = tuple["Node | Param", int] | None
 class Node:
     """One graph node: what it saved, and what its backward allocates for each input."""
 
-    __slots__ = ("arity", "grads", "inputs", "outs", "saved", "seq", "temps")
+    __slots__ = ("arity", "grads", "inputs", "outs", "saved", "seq", "temps", "views")
 
     def __init__(
         self,
@@ -170,7 +171,10 @@ class Node:
         saved: tuple[Tensor, ...],
         temps: tuple[tuple[Elems, int, str], ...],
         arity: int,
+        *,
+        views: bool = False,
     ) -> None:
+        self.views = views
         self.seq, self.inputs, self.outs, self.temps, self.arity = seq, inputs, outs, temps, arity
         self.saved: tuple[Tensor, ...] = saved
         self.grads: list[Tensor | None] | None = None
@@ -206,8 +210,12 @@ class Tape:
         *,
         saved: Sequence[Tensor | None] = (),
         temps: Sequence[tuple[Elems, int, str]] = (),
+        views: bool = False,
     ) -> None:
-        """Give ``result`` a node over ``inputs`` if gradients are recorded and any input needs one."""
+        """Give ``result`` a node over ``inputs`` if gradients are recorded and any input needs one.
+
+        ``views``: the first input's gradient arrives as a view (of a matmul's flattened product).
+        """
         if not self.recording:
             return
         edges = tuple(_edge(item) for item in inputs)
@@ -217,7 +225,7 @@ class Tape:
         kept = tuple(self.detached(item) for item in saved if item is not None)
         if kept:
             self._note_save(results, kept)
-        node = Node(self._seq, edges, tuple(outs), kept, tuple(temps), len(results))
+        node = Node(self._seq, edges, tuple(outs), kept, tuple(temps), len(results), views=views)
         self._seq += 1
         self.nodes.append(node)
         for slot, tensor in enumerate(results):
@@ -263,6 +271,8 @@ class Tape:
             else:
                 kind = GRADIENT if isinstance(edge[0], Param) and edge[0].keeps_grad else ACTIVATION
                 outgoing.append(self.new(out[0], out[1], kind))
+        if node.views and outgoing[0] is not None:
+            outgoing[0].base = self.detached(outgoing[0])
         del workspace, first, incoming
         node.saved = ()
         edges = node.inputs
