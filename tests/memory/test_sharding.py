@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.errors import UnsupportedError
+from planner.errors import InputError, UnsupportedError
 from planner.memory.layout import Unit
 from planner.memory.optimizer import Tensor2D, optimizer_cost
 from planner.memory.regime import Regime
@@ -111,6 +113,19 @@ def test_the_whole_bucket_is_allocated_for_a_little_lora() -> None:
         "stage": 2, "reduce_bucket_size": 1_000_000, "overlap_comm": True}})  # fmt: skip
     assert twice.layout.reducing - trimmed.layout.reducing == 2 * 1_000_000
     assert trimmed.layout.reducing < 2 * 2_000_000 + 2 * priced.parts.trained
+
+
+def test_a_named_json_is_read_and_a_bad_one_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000000}}')
+    named = Priced(2, method="full", parallelism="zero2", ds_config=str(file)).layout
+    assert named == Priced(2, method="full", parallelism="zero2", ds_config=json.loads(file.read_text())).layout
+    for text, sentence in (("[]", "holds no JSON object"), ("{", "is not JSON"), (None, "cannot be read")):
+        bad = tmp_path / f"{sentence}.json"
+        if text is not None:
+            bad.write_text(text)
+        with pytest.raises(InputError, match=sentence):
+            Priced(2, method="full", parallelism="zero2", ds_config=str(bad))
 
 
 def test_zero_3_splits_everything_but_what_is_gathered() -> None:
