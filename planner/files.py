@@ -21,10 +21,15 @@ def read_text(path: str, *, place: str) -> str:
 
 def read_json_object(path: str, *, place: str) -> dict[str, Any]:
     """The JSON object in a file that a flag names. Raises InputError."""
+    return json_object(read_text(path, place=place), place=f"{place} {path!r}")
+
+
+def json_object(text: str, *, place: str) -> dict[str, Any]:
+    """The JSON object that ``text`` holds. Raises InputError, which ``place`` (a flag, or a file and line) opens."""
     try:
-        value = json.loads(read_text(path, place=place))
+        value = json.loads(text)
     except ValueError as problem:
-        raise InputError(f"{place} {path!r} is not JSON: {problem}") from None
+        raise InputError(f"{place} is not JSON: {problem}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{place} {path!r} holds no JSON object but a {type(value).__name__}")
+        raise InputError(f"{place} holds no JSON object but a {type(value).__name__}")
     return value

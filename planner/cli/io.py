@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from planner.errors import InputError, PlannerError
-from planner.files import read_json_object
+from planner.files import json_object, read_json_object
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -34,6 +34,8 @@ def open_setup_values(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _versions(text: str) -> dict[str, str]:
+    if text.lstrip().startswith("{"):
+        return json_object(text, place="--versions")
     pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
     for name, sign, version in pairs:
         if not (name and sign and version):

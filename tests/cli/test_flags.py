@@ -57,6 +57,10 @@ WORDS = {
 }
 
 
+def test_versions_may_be_json_too() -> None:
+    assert open_setup_values({"versions": '{"transformers": "4.48"}'}) == {"versions": {"transformers": "4.48"}}
+
+
 @pytest.mark.parametrize("name", WORDS)
 def test_words_of_flags_become_typed_values(name: str) -> None:
     word, value = WORDS[name]

@@ -17,6 +17,7 @@ from planner.errors import (
     InputError,
     PlannerError,
 )
+from planner.files import json_object, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +118,6 @@ def _one(stated: dict[str, Any], desk: Desk, *, as_json: bool) -> int:
 
 def _many(path: str, stated: dict[str, Any], desk: Desk, *, as_json: bool) -> int:
     from planner.cli.io import screen, write_out
-    from planner.files import read_text
 
     rows = list(_rows(read_text(path, place="--from"), stated, desk, path))
     if not rows:
@@ -144,25 +144,13 @@ def _rows(text: str, stated: dict[str, Any], desk: Desk, path: str) -> Iterator[
 def _row(line: str, stated: dict[str, Any], desk: Desk, place: str) -> Estimate | PlannerError:
     """One row's answer; whatever goes wrong with it, the other rows still answer."""
     try:
-        return desk.answer(stated | _object(line, place), place=place)[-1]
+        return desk.answer(stated | json_object(line, place=place), place=place)[-1]
     except PlannerError as problem:
         return problem
     except Exception as problem:
         if debugging():
             raise
         return bug_of_ours(problem)
-
-
-def _object(line: str, place: str) -> dict[str, Any]:
-    import json
-
-    try:
-        value = json.loads(line)
-    except ValueError as problem:
-        raise InputError(f"{place} is not JSON: {problem}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{place} holds no JSON object but a {type(value).__name__}")
-    return value
 
 
 def _row_json(row: tuple[int, Estimate | PlannerError]) -> dict[str, Any]:
