@@ -57,12 +57,14 @@ class Tabler:
         return next((row for row in of_setup if row.estimate.coverage >= 0.99), None)
 
     def _profiles(self, each: Round) -> list[Configuration]:
-        rows = []
+        rows: list[Configuration] = []
         for profile, share, coverage in PROFILES:
             limit = int(self.desk.capacity_bytes * share)
             setup = self._best(each, limit, coverage)
             if setup is not None:
-                rows.append(self.row(setup, profile, _WHY[profile], coverage=coverage))
+                nothing_gained = coverage < 0.99 and any(row.setup == setup for row in rows)
+                reason = "the recommended setup: less caution gains nothing here" if nothing_gained else _WHY[profile]
+                rows.append(self.row(setup, profile, reason, coverage=coverage))
         return rows
 
     def _best(self, each: Round, limit_bytes: int, coverage: float) -> TrainingSetup | None:
