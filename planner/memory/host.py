@@ -161,9 +161,17 @@ class _Node:
         return shards + gradients + self._states()
 
     def _states(self) -> int:
+        return share(self._states_of_all(), self.ranks)
+
+    def _states_of_all(self) -> int:
+        """Optimizer states of every trained element on the GPU; Adam's two moments where no cost is given."""
+        return self.cost.state_bytes if self.cost else 2 * DTYPE_BYTES[self.regime.state] * self.trained
+
+    def _saved_states(self) -> int:
+        """States as a checkpoint holds them, fp32 master weights and those in host memory among them."""
         if self.cost is None:
-            return 8 * self.part
-        return share(self.cost.state_bytes, self.ranks)
+            return self._states_of_all() + (4 * self.trained if self.regime.master else 0)
+        return self.cost.state_bytes + self.cost.master_bytes + self.cost.host_state_bytes
 
     def _zero_optimizer(self) -> int:
         """fp32 master 4, gradient 4, Adam's moments 8, 16-bit staging 2 bytes per element of this rank's part.
@@ -227,7 +235,7 @@ class _Node:
         weights = sum(unit.count * unit.trained * unit.trained_bytes_each for unit in self.units)
         if self.kind in FSDP:
             whole = self.held if self.setup.is_adapter else weights
-            return max(whole, self.cost.state_bytes if self.cost else 8 * self.trained)
+            return max(whole, self._states_of_all())
         if self.kind == "zero3" and not self.setup.is_adapter:
             return 2 * self.trained
         return min(weights, SHARD_BYTES)
@@ -235,11 +243,7 @@ class _Node:
     def disk(self) -> int:
         """Model files, checkpoints with optimizer states, the final (or merged) model, swapped states."""
         weights = sum(unit.count * unit.trained * unit.trained_bytes_each for unit in self.units)
-        states = (
-            self.cost.state_bytes + self.cost.master_bytes + self.cost.host_state_bytes
-            if self.cost
-            else 8 * self.trained
-        )
+        states = self._saved_states()
         if self.kind in DEEPSPEED:  # each rank writes its part of the states on its own node
             states = states * self.here // self.ranks
         swapped = 0
