@@ -60,9 +60,16 @@ def interpret(config: Mapping[str, Any], *, id: str = "", place: str = "config.j
         model_type=model_type,
         stored_dtype=stored_dtype(config),
         quantized=quantized(config, place),
+        dropout=_drops(config),
     )
     counted = count(spec)
     return replace(spec, parameters=counted.total, active_parameters=counted.active if spec.is_moe else None)
+
+
+def _drops(config: Mapping[str, Any]) -> bool:
+    """Whether the residual branches drop in training, which keeps a mask of each: as StarCoder 2's and Phi-2's do."""
+    rates = (config.get(key) for key in ("resid_pdrop", "residual_dropout", "hidden_dropout", "dropout"))
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
 def _modern(config: Mapping[str, Any], model_type: str) -> tuple[Mapping[str, Any], str]:
