@@ -23,6 +23,10 @@ WIDE_ROUTER = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe"})
 BROADCAST_KEYS = frozenset({"falcon"})
 # Residual dropout of 0.1 in training unless the config says otherwise.
 RESIDUAL_DROPOUT = frozenset({"gpt2", "gpt_bigcode", "opt"})
+# Drops embeddings too (GPT-2 and kin by default, StarCoder 2 by its published configs).
+EMBEDDING_DROPOUT = frozenset({"gpt2", "gpt_bigcode", "starcoder2"})
+# Multiplies embeddings by a number of its config.
+SCALED_EMBEDDING = frozenset({"granite", "granitemoe", "granitemoeshared"})
 
 
 def has_dropout(spec: ModelSpec) -> bool:

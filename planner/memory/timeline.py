@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.curves import BlockCurve, block_curve, final_norm
-from planner.memory.habits import BROADCAST_KEYS, WITHOUT_SDPA, has_dropout
+from planner.memory.habits import BROADCAST_KEYS, EMBEDDING_DROPOUT, SCALED_EMBEDDING, WITHOUT_SDPA, has_dropout
 from planner.memory.layout import Layout
 from planner.memory.loss import holds_outputs, loss_bytes
 from planner.memory.ops import Mode
@@ -124,15 +124,21 @@ class Timeline:
         enable_input_require_grads). Where the first layer reads something made from it, both live.
         """
         step, spec = self.step, self.step.spec
-        made = spec.scaled_embedding or spec.position_embeddings or spec.embedding_norm != "none"
-        if not made or not step.setup.is_adapter or step.setup.gradient_checkpointing is False:
+        if not step.setup.is_adapter or step.setup.gradient_checkpointing is False:
             return 0
-        return bytes_of(step.regime.embedding) * spec.hidden * self.tokens
+        normed, drops = spec.embedding_norm != "none", spec.model_type in EMBEDDING_DROPOUT
+        made = normed or drops or spec.model_type in SCALED_EMBEDDING or spec.scaled_embedding
+        each = bytes_of(step.regime.embedding) if made or spec.position_embeddings else 0
+        each += 1 if drops else 0  # the mask
+        each += 4 if normed and step.regime.autocast else 0  # layer norm keeps its fp32 input
+        return each * spec.hidden * self.tokens
 
     def _narrow_start(self) -> int:
         """The first checkpoint is the embedding's output: narrower where the stream widens behind it (0 or less)."""
         regime = self.step.regime
         if not self.stretches or not self.stretches[0].checkpointed or not self._kept_by(self.stretches[0]):
+            return 0
+        if self.step.spec.embedding_norm != "none":
             return 0
         return (bytes_of(regime.embedding) - bytes_of(regime.stream)) * self.step.spec.hidden * self.tokens
 
