@@ -81,7 +81,8 @@ class Rule:
 
     ``moments`` state tensors stored as ``store``. ``whole`` copies of all decayed tensors at once (foreach
     implementations), ``largest`` copies of the largest tensor, both in the parameter's dtype; ``largest_fp32``
-    the same in fp32, ``upcast`` those that exist only because the parameter is 16-bit.
+    the same in fp32, ``upcast`` those that exist only because the parameter is 16-bit. ``loops``: written as a
+    Python loop, whose local names keep the update of the tensor before alive.
     """
 
     moments: int = 2
@@ -90,6 +91,7 @@ class Rule:
     largest: int = 0
     largest_fp32: int = 0
     upcast: int = 0
+    loops: bool = False
     compensation: bool = False  # one more state for 16-bit parameters (Kahan summation)
     paged: bool = False
     on_host: bool = False
@@ -104,18 +106,18 @@ class Rule:
 # exp_avg_sq_sqrt for one parameter group at once, and decayed matrices are one group; the loop two of one tensor.
 _ADAM_FUSED = Rule(counters=True)
 _ADAM_FOREACH = Rule(whole=1)
-_ADAM_LOOP = Rule(largest=2)
 # bitsandbytes/optim/optimizer.py: the kernels update in place.
 _BNB32, _BNB8 = Rule(store="fp32"), Rule(store="int8")
 _LION32, _LION8 = Rule(moments=1, store="fp32"), Rule(moments=1, store="int8")
 _MIX32, _MIX8 = Rule(moments=3, store="fp32"), Rule(moments=3, store="int8")  # ademamix: state1 holds two averages
 # transformers/optimization.py Adafactor, no first moment: fp32 copies of gradient and weight, the squared gradient
 # (or the old update) and the new update exist together.
-_ADAFACTOR = Rule(moments=1, store="factored", largest_fp32=2, upcast=2)
+_ADAFACTOR = Rule(moments=1, store="factored", largest_fp32=2, upcast=2, loops=True)
 # galore_torch/adamw.py and apollo_torch/apollo.py loop over tensors: the denominator and the normalised gradient.
-_GALORE, _APOLLO = Rule(largest=2, projection="galore"), Rule(largest=2, projection="apollo")
+_GALORE = Rule(largest=2, loops=True, projection="galore")
+_APOLLO = Rule(largest=2, loops=True, projection="apollo")
 _GALORE8 = Rule(store="int8", largest=1, projection="galore")
-_GALORE_FACTOR = Rule(moments=1, store="factored", largest_fp32=2, upcast=2, projection="galore")
+_GALORE_FACTOR = Rule(moments=1, store="factored", largest_fp32=2, upcast=2, loops=True, projection="galore")
 
 
 def _layerwise(rule: Rule) -> Rule:
@@ -126,7 +128,7 @@ OPTIMIZERS: dict[str, Rule] = {
     "adamw_torch": _ADAM_FOREACH,
     "adamw_torch_fused": _ADAM_FUSED,
     "adamw_apex_fused": Rule(store="fp32"),
-    "adamw_anyprecision": Rule(store="fp32", largest_fp32=2),  # its moments default to float32 in transformers
+    "adamw_anyprecision": Rule(store="fp32", largest_fp32=2, loops=True),  # moments default to float32 in transformers
     "adamw_torch_4bit": Rule(store="int4", largest_fp32=2, torchao=True),  # fp32 averages feed update and quantiser
     "adamw_torch_8bit": Rule(store="int8", largest_fp32=2, torchao=True),
     "adamw_bnb_8bit": _BNB8,
@@ -156,7 +158,7 @@ OPTIMIZERS: dict[str, Rule] = {
         moments=3, on_host=True, largest=5
     ),  # keeps its states on the CPU, one tensor at a time on the GPU
     "lomo": Rule(moments=0, consumes=True),
-    "adalomo": Rule(moments=1, store="factored", largest_fp32=2, upcast=2, consumes=True),
+    "adalomo": Rule(moments=1, store="factored", largest_fp32=2, upcast=2, consumes=True),  # steps one by one
     "galore_adamw": _GALORE,
     "galore_adamw_8bit": _GALORE8,
     "galore_adafactor": _GALORE_FACTOR,
@@ -324,10 +326,19 @@ def _temporaries(rule: Rule, tensors: tuple[Tensor2D, ...], rank: int, param_byt
             held = tensor.elements * (rule.largest * param_bytes + 4 * copies_fp32)
             held += tensor.elements * rule.whole * param_bytes if one_by_one else 0
         worst = max(worst, held)
+    if rule.loops:
+        worst += (4 if copies_fp32 else param_bytes) * _before(tensors)
     if rule.whole and not one_by_one:
         decayed = sum(t.elements * t.copies for t in tensors if t.kind != "vector")
         worst = max(worst, rule.whole * param_bytes * decayed)
     return worst
+
+
+def _before(tensors: tuple[Tensor2D, ...]) -> int:
+    """Elements of the tensor stepped before the largest one: a matrix of a block, where there are several tensors."""
+    if sum(tensor.copies for tensor in tensors) < 2:
+        return 0
+    return max((t.elements for t in tensors if t.kind in ("linear", "experts", "adapter")), default=0)
 
 
 def _projected_temporary(rule: Rule, tensor: Tensor2D, param_bytes: int) -> int:

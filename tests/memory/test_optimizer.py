@@ -65,7 +65,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         ("adamw_torch", FP32, 8 * ELEMENTS, 4 * DECAYED),
         ("adamw_torch_fused", FP32, 8 * ELEMENTS + 4 * 512, 0),
         ("adamw_apex_fused", PURE, 8 * ELEMENTS, 0),
-        ("adamw_anyprecision", PURE, 8 * ELEMENTS, 8 * 64 * 300),
+        ("adamw_anyprecision", PURE, 8 * ELEMENTS, 12 * 64 * 300),
         ("lion_32bit", PURE, 4 * ELEMENTS, 0),
         ("ademamix", PURE, 12 * ELEMENTS, 0),
         ("sgd", PURE, 0, 2 * DECAYED),
@@ -73,8 +73,8 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         ("schedule_free_adamw", PURE, 4 * ELEMENTS, 2 * DECAYED),
         ("stable_adamw", PURE, 6 * ELEMENTS, 2 * DECAYED),
         ("stable_adamw", FP32, 8 * ELEMENTS, 4 * DECAYED),
-        ("adafactor", PURE, 4 * (256 + 64 + 64 + 300 + 5100), 16 * 64 * 300),
-        ("adafactor", FP32, 4 * (256 + 64 + 64 + 300 + 5100), 8 * 64 * 300),
+        ("adafactor", PURE, 4 * (256 + 64 + 64 + 300 + 5100), 20 * 64 * 300),
+        ("adafactor", FP32, 4 * (256 + 64 + 64 + 300 + 5100), 12 * 64 * 300),
         ("lomo", PURE, 0, 0),
         # 100 elements stay in fp32; the others 2 bytes and two fp32 scales per 256
         ("adamw_8bit", PURE, 2 * (ELEMENTS - 100) + 8 * 100 + 8 * (64 + 75 + 20), 0),
@@ -117,7 +117,7 @@ def test_galore_keeps_projected_states_and_one_projector() -> None:
     projected = 2 * 512 * rank + rank * 128
     assert cost.state_bytes == 2 * (2 * projected + 2 * 1000 * 128)
     svd = 4 * 512 * 128 * 2 + 4 * 128 * (512 + 128)
-    assert cost.step_temporary_bytes == max(svd, 2 * 2 * 1000 * 128)
+    assert cost.step_temporary_bytes == max(svd, 2 * 2 * 1000 * 128) + 2 * 512 * 128
     apollo = optimizer_cost(setup("adamw_torch", method="apollo", apollo_rank=rank), PURE, (tall,))
     assert (apollo.state_bytes, apollo.step_temporary_bytes) == (2 * projected, 4 * 512 * 128)
 
@@ -153,8 +153,14 @@ def test_more_tensors_never_cost_less(optim: str, rows: int, cols: int, copies: 
 
 
 @pytest.mark.engines
-def test_states_equal_those_of_the_real_optimizers() -> None:
-    names = "adamw_torch adafactor sgd adagrad rmsprop adamw_8bit lion_8bit lion_32bit ademamix rmsprop_bnb".split()
+@pytest.mark.parametrize(("dtype", "regime"), [("bfloat16", PURE), ("float32", FP32)])
+def test_states_and_temporaries_equal_those_of_the_real_optimizers(dtype: str, regime: Regime) -> None:
+    looped = ["adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"]
+    kernels = ["adamw_8bit", "lion_8bit", "lion_32bit", "ademamix", "rmsprop_bnb"]
     shapes = [[t.rows, t.cols] if t.kind != "vector" else [t.rows] for t in MATRICES]
-    measured = probe("probe_optimizers.py", json.dumps(names), json.dumps(shapes), "bfloat16")
-    assert measured == {name: optimizer_cost(setup(name), PURE, MATRICES).state_bytes for name in names}
+    measured = probe("probe_optimizers.py", json.dumps(looped + kernels), json.dumps(shapes), dtype)
+    said = {name: optimizer_cost(setup(name), regime, MATRICES) for name in measured}
+    assert {name: one["states"] for name, one in measured.items()} == {n: c.state_bytes for n, c in said.items()}
+    vectors = 2 * 4 * 5100  # in these tests' small tensors the undecayed vectors count; in a model they do not
+    for name in looped:
+        assert measured[name]["temporaries"] == pytest.approx(said[name].step_temporary_bytes, rel=0.06, abs=vectors)
