@@ -106,18 +106,26 @@ class Timeline:
     def _forward(self) -> tuple[int, int]:
         """Walk up the layers; returns the bytes they keep, and autocast's weight copies alive at the end."""
         layout = self.step.layout
-        below, casts = self._narrow_start(), 0
+        below, casts, first = self._narrow_start(), 0, True
         for stretch in self.stretches:
             each, cast = self._kept_by(stretch), stretch.curve.casts if stretch.checkpointed else 0
             before = stretch.number - 1
+            beside = self._embedded() if before or not first else 0
             for moment in stretch.curve.forward:
                 self.at(
-                    "forward", below + before * each + self.stream, gradients=layout.gradients_carried,
+                    "forward", below + before * each + beside + self.stream, gradients=layout.gradients_carried,
                     temporaries=casts + before * cast, gathered=layout.gathered_forward, moment=moment,
                 )  # fmt: skip
             below += stretch.number * each
             casts += stretch.number * cast
+            first = False
         return below, casts
+
+    def _embedded(self) -> int:
+        """The model's forward pass names its embedded inputs to the end; as a checkpoint they are kept anyway."""
+        if self.stretches[0].checkpointed and self._kept_by(self.stretches[0]):
+            return 0
+        return bytes_of(self.step.regime.embedding) * self.step.spec.hidden * self.tokens
 
     def _leaf(self) -> int:
         """Adapters under checkpointing: the embedding's output is made a leaf that wants a gradient (peft's
