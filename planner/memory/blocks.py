@@ -118,11 +118,14 @@ class BlockModule:
         if a.qk_norm != "none":
             q = self._qk_norm(q, a, a.heads)
             k = self._qk_norm(k, a, a.kv_heads)
+        if p.mode.liger and "qkv" in self.linears and a.rope == "full":  # Liger's kernel wants them contiguous
+            q, k = p.clone(q), p.clone(k)
         if a.rope in ("full", "partial"):
             q = self._rotate(q, a, a.heads)
             k = self._rotate(k, a, a.kv_heads)
         out = attend(p, q, k, v, a, beside=beside)
-        if (a.rope == "partial" or self.model_type in JOINED_ROTATION) and p.mode.kernel in ("sdpa", "flash"):
+        joined = a.rope == "partial" or self.model_type in JOINED_ROTATION
+        if joined and p.mode.kernel in ("sdpa", "flash") and not p.mode.liger:
             out = p.clone(out)
         if gate is not None:
             out = p.mul(out, p.unary(gate, saves="output"))
@@ -243,6 +246,8 @@ class BlockModule:
             both = self.linears[f"{prefix}gate_up"](p, hidden)
             gate, up = p.split(both, (mlp.width, mlp.width))
             del both
+            if p.mode.liger:  # Liger's kernel wants each half contiguous
+                return down(p, gated_product(p, p.clone(gate), p.clone(up), mlp.activation))
             return down(p, gated_product(p, gate, up, mlp.activation))
         if p.mode.liger or p.mode.fused:
             gate = self.linears[f"{prefix}gate"](p, hidden)
