@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, Literal, TypeVar
 
+from planner.memory.habits import WIDE_NORM
 from planner.model.spec import ModelSpec
 from planner.training import DTYPE_BYTES, Dtype, TrainingSetup
 
@@ -63,6 +64,7 @@ class Regime:
     load_dtype: Dtype = "bf16"
     quantized: Literal["dense", "nf4", "int8", "gptq"] = "dense"
     wide_stream: bool = False
+    norms_keep_type: bool = False  # Gemma's and OLMo 2's norms hand out their input's dtype, not their weight's
     whole: Dtype = "fp32"  # modules trained whole beside adapters (additional_target)
     known_engine: bool = True
 
@@ -71,7 +73,8 @@ class Regime:
         """dtype of the residual stream: the embedding's, and fp32 where fp32 norms meet quantized linears, which hand
         out the dtype they were given (bitsandbytes Linear4bit.forward).
         """
-        if self.wide_stream or (self.norms == "fp32" and self.quantized in ("nf4", "int8")):
+        widened = self.norms == "fp32" and self.quantized in ("nf4", "int8") and not self.norms_keep_type
+        if self.wide_stream or widened:
             return "fp32"
         return self.embedding
 
@@ -153,6 +156,7 @@ def _resolve(key: tuple[object, ...], keyed: Unhashed[TrainingSetup]) -> Regime:
             and _whole_dtype(setup, adapter, frozen) == "fp32"
             and not EMBEDDING_NAMES.isdisjoint(setup.additional_target)
         ),
+        norms_keep_type=str(key[-2]) in WIDE_NORM,
         known_engine=setup.engine in TRAINER_ENGINES | OWN_LOOPS,
     )
 
