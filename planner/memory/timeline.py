@@ -273,11 +273,16 @@ class Timeline:
         if gradients is None:
             counts = {unit.name: unit.count for unit in self.step.parts.units}
             gradients = layout.gradients_carried + sum(counts[n] * size for n, size in layout.gradients.items())
-        self.at("optimizer", 0, gradients=gradients, temporaries=layout.step_temporaries)
+        self.at("optimizer", self._released, gradients=gradients, temporaries=layout.step_temporaries)
+
+    @property
+    def _released(self) -> int:
+        """After backward nothing but the batch itself is left of ``inputs``."""
+        return INPUT_BYTES_PER_TOKEN * self.tokens - self.inputs
 
     def _save(self) -> None:
         """A checkpoint is written from the shards; sharding engines gather one unit at a time for it."""
-        self.at("save", 0, gathered=self.step.layout.gathered_forward)
+        self.at("save", self._released, gathered=self.step.layout.gathered_forward)
 
     def _evaluate(self) -> None:
         """Evaluation keeps nothing for backward; logits are materialised (Liger's fused loss only trains)."""
