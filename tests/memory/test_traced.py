@@ -16,13 +16,19 @@ from planner.memory.regime import bytes_of, resolve_regime
 from planner.memory.timeline import stretches_of
 from tests.memory.traced import WORKSPACE_BYTES, Traced, all_rows, stated
 
-MEDIAN_BOUND = 0.0005
+MEDIAN_BOUND = 0.0003
 ROW_BOUND = 0.005  # of every group that is not named below
+LIGER_EXPERTS = (0.015, "Liger's fused experts make gradients of their own, which are not programmed")
 BOUNDS = {
-    "full-eager": (0.025, "eager attention under checkpointing: the window of the recomputed layer is too wide"),
     "full-sgd": (0.5, "SGD's foreach step is priced with a copy of the gradients, which only weight decay makes"),
-    "lora-autocast": (0.01, "Granite's and BLOOM's scaled embeddings: one more hidden state"),
+    "full-adafactor": (0.02, "the update of the tensor before is priced beside the next one's; the trace has one"),
+    "full-fp32": (0.007, "the S x S math path of fp32 attention"),
+    "full-fp32-autocast": (0.006, "Phi-2's window under checkpointing"),
     "full-fp32-autocast, experts": (0.025, "gpt-oss: fp32 experts under autocast"),
+    "full-bf16-liger, experts": LIGER_EXPERTS,
+    "full-bf16-liger-flce, experts": LIGER_EXPERTS,
+    "full-fp32-autocast-liger, experts": LIGER_EXPERTS,
+    "full-fp32-autocast-liger-flce, experts": LIGER_EXPERTS,
 }
 UNSTATED = {
     "fp32 adapters on a 16-bit base without autocast",
@@ -46,9 +52,9 @@ def test_the_median_row_is_exact() -> None:
     assert statistics.median(abs(row.error) for row in stated()) <= MEDIAN_BOUND
 
 
-def test_nine_rows_of_ten_are_within_a_third_of_a_percent() -> None:
+def test_nine_rows_of_ten_are_within_a_fifth_of_a_percent() -> None:
     errors = sorted(abs(row.error) for row in stated())
-    assert errors[len(errors) * 9 // 10] <= 0.0033
+    assert errors[len(errors) * 9 // 10] <= 0.002
 
 
 @pytest.mark.parametrize("group", sorted(GROUPS))
@@ -86,8 +92,8 @@ def test_states_and_weights_at_the_optimizer_step() -> None:
         traced = max(bytes_ for phase, bytes_ in row.row["phase_peak_bytes"].items() if phase.startswith("optimizer"))
         errors[row.name] = (row.estimate.phases["optimizer"].total - WORKSPACE_BYTES) / traced - 1
     assert statistics.median(abs(error) for error in errors.values()) <= 2e-4
-    missed = {name: f"{error:+.2%}" for name, error in errors.items() if abs(error) > 0.025 and "-sgd" not in name}
-    assert not missed
+    missed = {name: f"{error:+.2%}" for name, error in errors.items() if abs(error) > 0.003}
+    assert {name for name in missed if not name.partition("-full-")[2].startswith(("sgd", "adafactor"))} == set()
 
 
 # -- what one layer keeps, without any model around it ----------------------------------------------------------
@@ -114,20 +120,22 @@ def test_layers_keep_what_their_traces_keep() -> None:
     """Without checkpointing: saved tensors, and the weight copies of autocast."""
     errors = {}
     for row in with_layers():
-        if not row.asked["gradient_checkpointing"]:
+        if not row.asked.get("gradient_checkpointing", False):
             kept = last_layer(row).kept.at(row.tokens, row.tokens * row.asked.get("seq_len", 2048))
             errors[row.name] = kept / row.row["block_kept_bytes"][0] - 1
     assert len(errors) >= 100
     assert statistics.median(abs(error) for error in errors.values()) <= 1e-4
     missed = {name: f"{error:+.3%}" for name, error in errors.items() if abs(error) > 0.006}
-    assert set(missed) <= {"gpt-oss-20b-4-full-fp32-autocast"}, missed  # its experts run in fp32
+    # gpt-oss runs its experts in fp32; Liger's fused experts keep less; fp32 attention takes the S x S path
+    known = ("gpt-oss-20b-4-full-fp32-autocast", "mixtral-8x7b-4-full", "llama3-8b-4-full-fp32")
+    assert not [name for name in missed if not name.startswith(known)], missed
 
 
 def test_checkpointed_layers_keep_their_input() -> None:
     """And, in forward, autocast's copies."""
     errors = {}
     for row in with_layers():
-        if row.asked["gradient_checkpointing"]:
+        if row.asked.get("gradient_checkpointing", False):
             stream = bytes_of(resolve_regime(row.setup, row.spec).stream) * row.spec.hidden * row.tokens
             errors[row.name] = (stream + last_layer(row).casts) / row.row["block_kept_bytes"][0] - 1
     assert len(errors) >= 100

@@ -52,7 +52,7 @@ class Traced:
     @property
     def group(self) -> str:
         """The mode, without the family, the number of layers and checkpointing."""
-        mode = re.split(r"-[24]-(?=full|lora|dora|qlora|dpo)", self.name)[1]
+        mode = re.split(r"-[24]-(?=full|lora|dora|qlora|dpo|orpo|rm|kto|freeze)", self.name)[-1]
         mode = mode.removesuffix("-reentrant").removesuffix("-gc")
         experts = any(word in self.model_type for word in ("mixtral", "moe", "deepseek", "gpt_oss"))
         return f"{mode}, experts" if experts else mode
