@@ -143,6 +143,8 @@ def _litgpt(row: Row) -> Setup:
     }
     if row.get("quant_bits"):
         setup |= {"quantization_bit": 4, "double_quantization": "nf4-dq" in row["note"], "kbit_upcast": "none"}
+    if row["gpus"] > 1:  # its scripts accumulate to 128 samples over all devices
+        setup["gradient_accumulation_steps"] = max(2, 128 // row["gpus"] // row["micro_batch"])
     return setup
 
 

@@ -139,7 +139,7 @@ def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
     timeline = Timeline(step).run()
     totals = timeline.totals
     peak = max(totals, key=lambda phase: totals[phase])
-    host = host_bytes(setup, regime, parts.units, ranks, max(machine.gpus_per_node, 1))
+    host = host_bytes(setup, regime, parts.units, ranks, max(machine.gpus_per_node, 1), cost=cost, hidden=spec.hidden)
     return Worked(
         setup=setup, regime=regime, parts=whole, timeline=timeline, peak=peak, allocated_bytes=totals[peak],
         overheads=_overheads(timeline, machine, totals[peak], coverage), host=host,

@@ -238,7 +238,7 @@ class _Builder:
         else:
             trained, frozen, frozen_bytes = self._adapted(layer, small)
         experts = sum(lin.parameters for lin in layer.linears if lin.role.startswith("expert_"))
-        largest = max((lin.parameters // lin.copies for lin in layer.linears), default=0)
+        largest = matrix = max((lin.parameters // lin.copies for lin in layer.linears), default=0)
         if layer.kind != "trained" and self.adapters:
             sides = [self.rank * max(lin.inputs, lin.outputs) for lin in layer.linears if lin.role in layer.targets]
             copied = [lin.parameters for lin in layer.linears if lin.role in layer.whole]
@@ -247,6 +247,7 @@ class _Builder:
             name=layer.name, count=layer.count, frozen=frozen, frozen_bytes=frozen_bytes, trained=trained,
             trained_bytes_each=self._trained_bytes(), largest_trained=largest if trained else 0,
             tensors=len(layer.linears) + layer.block.norms, small_elements=small, expert_elements=experts,
+            largest_frozen=matrix if frozen else 0,
         )  # fmt: skip
 
     def _note_block(self, layer: Layer, small: int) -> None:

@@ -13,10 +13,6 @@ NOT_STATABLE = {
     "xtuner-ce-microbench-chunk1024": "component",
 }
 
-# Held-out rows that are known to be wrong: litgpt gathers the whole model on every GPU while it loads a checkpoint into
-# FSDP.
-KNOWN_MISSES = ("more-litgpt-multi",)
-
 
 def test_every_row_is_compared_or_listed_with_its_reason(judged: list[Judged]) -> None:
     problems = {one.name: one.problem for one in judged if one.problem}
@@ -40,8 +36,7 @@ def test_verdicts_hold_on_the_card_of_the_run(rule: str, judged: list[Judged]) -
 
 @pytest.mark.parametrize("rule", ["ran_but_does_not_fit", "ran_out_but_fits", "required_below_allocated"])
 def test_verdicts_hold_on_rows_that_nothing_was_calibrated_on(rule: str, held_out: list[Judged]) -> None:
-    wrong = [name for name in wrong_verdicts(held_out)[rule] if not name.startswith(KNOWN_MISSES)]
-    assert wrong == []
+    assert wrong_verdicts(held_out)[rule] == []
 
 
 def test_intervals_are_ordered_and_hold_the_prediction(judged: list[Judged]) -> None:
