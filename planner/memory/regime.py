@@ -173,8 +173,11 @@ def _quantized(setup: TrainingSetup, prequantized: object) -> Literal["dense", "
 
 
 def _frozen_dtype(setup: TrainingSetup, stored: str, quantized: str, compute: Dtype) -> Dtype:
-    """The dtype of the base: as stored for engines that load with dtype="auto", else fp32 or as the setup says."""
-    if setup.param_dtype is not None:
+    """The dtype of the base: as stored for engines that load with dtype="auto", else fp32 or as the setup says.
+
+    ``param_dtype`` is that of trained weights: with freeze it says nothing of the layers below them.
+    """
+    if setup.param_dtype is not None and setup.method != "freeze":
         return setup.param_dtype
     if quantized != "dense":
         return compute
