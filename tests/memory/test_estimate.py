@@ -14,6 +14,7 @@ from planner.errors import InputError
 from planner.hardware.machine import Machine
 from planner.hardware.parse import parse_machine
 from planner.memory.estimate import estimate, price
+from planner.memory.regime import resolve_regime
 from planner.memory.result import PARTS, Estimate
 from planner.memory.timeline import ORDER
 from planner.model.catalogue import resolve
@@ -194,6 +195,17 @@ def test_more_ranks_never_need_more_of_states(parallelism: str) -> None:
     parts = [estimate(setup, resolve("7B"), parse_machine(f"{n}xA100-80GB")).phases["optimizer"] for n in (2, 4, 8)]
     assert [p.optimizer for p in parts] == sorted((p.optimizer for p in parts), reverse=True)
     assert parts[-1].optimizer < 0.3 * parts[0].optimizer
+
+
+@pytest.mark.parametrize("method", ["full", "freeze", "galore", "apollo", "badam", "lora", "dora", "qlora", "oft"])
+def test_saying_the_engines_own_dtypes_changes_nothing(method: str) -> None:
+    """What is emitted states every dtype, and is priced again as it was."""
+    setup, spec = TrainingSetup(model="Qwen2.5-7B", method=method), resolve("Qwen2.5-7B")
+    found = resolve_regime(setup, spec)
+    held = found.frozen if setup.is_adapter else found.trained
+    said = setup.but(param_dtype=held, compute_dtype=found.compute, adapter_dtype=found.adapter)
+    machine = parse_machine("1xA100-80GB")
+    assert estimate(said, spec, machine).phases == estimate(setup, spec, machine).phases
 
 
 def test_no_gpu_no_verdict() -> None:
