@@ -19,7 +19,8 @@ from planner.memory.remarks import assumptions_of, warnings_of
 from planner.memory.result import COVERAGE, PARTS, Breakdown, Estimate, Phase, Price, judge
 from planner.memory.sharding import kept_per_layer_bytes_per_token, lay_out
 from planner.memory.split import split
-from planner.memory.timeline import ORDER, Step, Timeline
+from planner.memory.stretches import Step
+from planner.memory.timeline import ORDER, Timeline
 from planner.memory.units import Parts, build_parts
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup

@@ -13,7 +13,8 @@ from planner.hardware.parse import parse_machine
 from planner.memory.estimate import estimate
 from planner.memory.overhead import workspace_bytes
 from planner.memory.result import Breakdown, Estimate
-from planner.memory.timeline import INPUT_BYTES_PER_TOKEN, block_mode
+from planner.memory.stretches import block_mode
+from planner.memory.timeline import INPUT_BYTES_PER_TOKEN
 from planner.memory.units import build_parts
 from planner.model.catalogue import resolve
 from planner.model.spec import ModelSpec

@@ -13,7 +13,7 @@ import pytest
 
 from planner.memory.curves import BlockCurve
 from planner.memory.regime import bytes_of, resolve_regime
-from planner.memory.timeline import stretches_of
+from planner.memory.stretches import stretches_of
 from tests.memory.traced import WORKSPACE_BYTES, Traced, all_rows, stated
 
 MEDIAN_BOUND = 0.0003

@@ -1,0 +1,206 @@
+"""The layers of a step as stretches of equal treatment, each with the curve of its block under the setup's mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from planner.memory.curves import BlockCurve, block_curve
+from planner.memory.habits import BROADCAST_KEYS, WITHOUT_SDPA, has_dropout
+from planner.memory.layout import Layout
+from planner.memory.ops import Mode
+from planner.memory.regime import DEEPSPEED, FSDP, OWN_LOOPS, Regime, Unhashed, bytes_of, version_of
+from planner.memory.tape import Moment
+from planner.memory.units import Layer, Parts
+from planner.model.spec import ModelSpec
+from planner.training import TrainingSetup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Everything the timeline reads, resolved once per setup."""
+
+    setup: TrainingSetup
+    spec: ModelSpec
+    regime: Regime
+    parts: Parts
+    layout: Layout
+    workspace_bytes: int
+    extra_weights: int = 0  # reference and reward models
+    in_flight: int = 1  # micro batches whose activations are kept at once (pipeline stages)
+    has_flash: bool = True  # the GPUs run flash attention kernels (compute capability 8.0)
+    kept_per_layer_token: int = 0  # FSDP1 with frozen layers under reentrant checkpointing
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """``number`` consecutive layers with the same curve."""
+
+    layer: Layer
+    number: int
+    curve: BlockCurve
+    checkpointed: bool
+
+
+def stretches_of(step: Step) -> tuple[Stretch, ...]:
+    """All layers from bottom to top, cut where the treatment changes."""
+    setup = step.setup
+    key = (
+        setup.lora_rank, setup.lora_dropout > 0, setup.method, setup.attention,
+        setup.seq_len if step.parts.windowed else 0,
+        setup.liger_kernel, setup.unsloth, setup.torch_compile, setup.loss, setup.parallelism, setup.padded,
+        setup.gradient_checkpointing, setup.optimizer_in_backward, setup.engine, tuple(setup.versions.items()),
+        step.has_flash,
+    )  # fmt: skip
+    return _found_stretches(step.parts, step.regime, key, Unhashed(step))
+
+
+@lru_cache(maxsize=4096)
+def _found_stretches(
+    parts: Parts, regime: Regime, key: tuple[object, ...], carried: Unhashed[Step]
+) -> tuple[Stretch, ...]:
+    step = carried.value
+    found = [stretch for layer in parts.layers for stretch in _stretches(step, layer)]
+    first = found[0]
+    if step.setup.is_adapter and not first.checkpointed and not parts.embedding_trained:
+        # a frozen embedding's output needs no gradient, so the first layer keeps less in front of its adapters
+        found[:1] = [Stretch(first.layer, 1, _curve_of(step, first.layer, False, leaf=True), False)]
+        if first.number > 1:
+            found.insert(1, replace(first, number=first.number - 1))
+    return tuple(found)
+
+
+def _stretches(step: Step, layer: Layer) -> list[Stretch]:
+    setup = step.setup
+
+    def stretch(number: int, *, checkpointed: bool) -> Stretch:
+        return Stretch(layer, number, _curve_of(step, layer, checkpointed), checkpointed)
+
+    if layer.kind == "frozen":  # below everything trained there is no graph: forward only, nothing kept
+        return [Stretch(layer, layer.count, graphless(step, layer), True)]
+    checkpointing = setup.gradient_checkpointing
+    if isinstance(checkpointing, bool):
+        return [stretch(layer.count, checkpointed=checkpointing)]
+    if checkpointing == "selective":
+        plain, whole = stretch(layer.count, checkpointed=False), stretch(layer.count, checkpointed=True)
+        return [Stretch(layer, layer.count, _selective(plain.curve, whole.curve, layer), False)]
+    wrapped = layer.count // checkpointing
+    cut = [(layer.count - wrapped, False), (wrapped, True)]
+    return [stretch(number, checkpointed=wrap) for number, wrap in cut if number]
+
+
+def graphless(step: Step, layer: Layer) -> BlockCurve:
+    """The layer without a graph, as evaluation and frozen layers below everything trained run it."""
+    return replace(_curve_of(step, layer, True), backward=(), weight_gradients=0)
+
+
+def _curve_of(step: Step, layer: Layer, checkpointed: bool, *, leaf: bool = False) -> BlockCurve:
+    mode, spec = block_mode(step, layer), step.spec
+    return _curve(layer, mode, spec.model_type, spec.hidden, checkpointed, step.regime.reentrant, leaf)
+
+
+@lru_cache(maxsize=4096)
+def _curve(
+    layer: Layer, mode: Mode, model_type: str, hidden: int, checkpointed: bool, reentrant: bool, leaf: bool
+) -> BlockCurve:
+    return block_curve(
+        layer.block, layer.linears, mode, model_type=model_type, hidden=hidden,
+        checkpointed=checkpointed, reentrant=reentrant, leaf=leaf,
+    )  # fmt: skip
+
+
+def _selective(plain: BlockCurve, checkpointed: BlockCurve, layer: Layer) -> BlockCurve:
+    """torchtitan's per-op policy: attention outputs and every second matmul's output stay, the rest is made again."""
+    a = layer.block.attention
+    matmuls = sum(lin.outputs for lin in layer.linears if not lin.role.startswith("expert_"))
+    boundary = plain.output.token
+    kept = Moment(0, boundary + matmuls + 2 * a.q_width + 4 * a.heads, 0)
+    kept = kept if kept.token < plain.kept.token else plain.kept
+    return replace(plain, kept=kept, backward=checkpointed.backward)
+
+
+def block_mode(step: Step, layer: Layer) -> Mode:
+    """The mode of one layer's program under this regime."""
+    setup, regime = step.setup, step.regime
+    adapted = layer.kind == "adapted"
+    parallelism = setup.parallelism or "none"
+    if parallelism in FSDP and not adapted and regime.autocast:
+        regime = _as_gathered(regime)
+    return mode_of(
+        regime,
+        layer.targets if adapted else frozenset(),
+        layer.whole,
+        layer.kind == "trained",
+        setup.lora_rank if adapted else 0,
+        adapted and setup.lora_dropout > 0,
+        adapted and setup.method == "dora",
+        _kernel(setup, step.spec, layer, has_flash=step.has_flash and regime.compute != "fp32"),
+        setup.liger_kernel or setup.torch_compile,
+        fused_kernels(setup),
+        parallelism not in FSDP | DEEPSPEED and not setup.optimizer_in_backward,
+        has_dropout(step.spec),
+        setup.engine == "litgpt",
+    )
+
+
+@lru_cache(maxsize=256)
+def _as_gathered(regime: Regime) -> Regime:
+    """FSDP's mixed precision gathers a layer in the compute dtype and casts its inputs: inside, nothing is fp32."""
+    dtype = regime.compute
+    return replace(regime, autocast=None, trained=dtype, frozen=dtype, norms=dtype, embedding=dtype, head=dtype)
+
+
+def fused_kernels(setup: TrainingSetup) -> bool:
+    """Unsloth's norm and rotation kernels, which also come with its in-place cross-entropy."""
+    return setup.unsloth or (setup.loss == "fused" and not setup.liger_kernel)
+
+
+def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: bool) -> str:
+    """The kernel that runs, which is not always the one asked for."""
+    attention, kind = layer.block.attention, spec.model_type
+    own_loop = setup.engine in OWN_LOOPS
+    if setup.attention == "flash_attention_2" and kind not in ("bloom", "mpt"):
+        return "flash"
+    if setup.attention == "eager" or (kind in WITHOUT_SDPA and not own_loop):
+        return "sinks" if attention.sinks else "eager"
+    if attention.kind == "mla":
+        return "masked" if setup.padded else "efficient"  # flash kernels want equal widths of keys and values
+    if kind in BROADCAST_KEYS:
+        return "math"
+    if setup.padded or (attention.sliding_window is not None and setup.seq_len >= attention.sliding_window):
+        return "masked"
+    if has_flash:
+        return "sdpa"
+    grouped = attention.kv_heads != attention.heads and version_of(setup, "transformers") >= (4, 48)
+    return "math" if grouped else "efficient"  # grouped heads without flash kernels: SDPA's S x S math path
+
+
+@lru_cache(maxsize=1024)
+def mode_of(
+    regime: Regime, targets: frozenset[str], whole: frozenset[str], trained: bool, rank: int, dropout: bool,
+    dora: bool, kernel: str, liger: bool, fused: bool, stay: bool, residual_dropout: bool, litgpt: bool = False,
+) -> Mode:  # fmt: skip
+    """The program's mode from a regime and the few words of a setup that matter to a block; cached."""
+    return Mode(
+        stream=bytes_of(regime.stream),
+        compute=bytes_of(regime.compute),
+        autocast=regime.autocast is not None,
+        base=bytes_of(regime.frozen),
+        norm_weight=bytes_of(regime.norms),
+        trained=trained,
+        trained_itemsize=bytes_of(regime.trained),
+        trained_modules=whole,
+        quantized=regime.quantized,
+        targets=targets,
+        rank=rank,
+        adapter=bytes_of(regime.adapter),
+        dropout=dropout,
+        dora=dora,
+        kernel=kernel,  # type: ignore[arg-type]
+        repeat_kv=regime.repeat_kv,
+        liger=liger,
+        fused=fused,
+        gradients_stay=stay,
+        residual_dropout=residual_dropout,
+        litgpt=litgpt,
+    )
