@@ -17,7 +17,7 @@ from planner.memory.estimate import estimate, price
 from planner.memory.regime import resolve_regime
 from planner.memory.result import PARTS, Estimate
 from planner.memory.timeline import ORDER
-from planner.model.catalogue import resolve
+from planner.model.catalogue import resolve, specs
 from planner.training import TrainingSetup
 from planner.units import GIB
 from tests.memory.setups import MACHINES, any_setup, tame_setup
@@ -311,3 +311,13 @@ def test_the_4090_guides_second_configuration_does_not_fit_at_full_length() -> N
     assert full.breakdown.logits >= 10.5 * GB
     assert full.verdict == "does_not_fit"
     assert estimate(setup.but(seq_len=256), spec, parse_machine("1xRTX4090")).verdict == "fits"
+
+
+def test_every_model_of_the_catalogue_is_estimated() -> None:
+    machine = MACHINES["1xH100-80GB"]
+    for spec in specs():
+        for method in ("full", "qlora"):
+            answer = estimate(TrainingSetup(model=spec.id, method=method), spec, machine)
+            assert answer.allocated_bytes == max(parts.total for parts in answer.phases.values()), spec.id
+            assert 0 < answer.trainable_parameters <= answer.total_parameters, spec.id
+            assert answer.phases["load"].weights > spec.parameters // 2, spec.id
