@@ -148,6 +148,7 @@ def test_checkpointing_never_needs_more_than_a_few_hidden_states(asked: Asked) -
     holds the layer's input, its recomputed output and the incoming gradient besides.
     """
     setup, gpus = asked
+    assume(setup.method != "dora")  # recomputing its weights' norms takes whole weights beside backward's own buffers
     kept = run_or_skip(setup.but(gradient_checkpointing=False), gpus)
     tokens = setup.micro_batch_size * setup.seq_len * setup.sequences_per_sample
     slack = 3 * 4 * resolve(setup.model).hidden * tokens
