@@ -134,7 +134,9 @@ def test_a_longer_sequence_never_needs_less(asked: Asked, extra: int) -> None:
 @MANY
 def test_a_higher_rank_never_needs_less(asked: Asked, extra: int) -> None:
     setup, gpus = asked
-    assume(setup.is_adapter and setup.parallelism != "zero3")  # there, small adapters stay gathered on every rank
+    assume(setup.is_adapter)
+    assume(setup.parallelism != "zero3")  # there, small adapters stay gathered on every rank
+    assume("8bit" not in setup.optim and "paged" not in setup.optim)  # small tensors are neither packed nor paged
     less = run_or_skip(setup, gpus)
     more = run(setup.but(lora_rank=setup.lora_rank + extra), gpus)
     check_grows(less, more)
@@ -151,7 +153,7 @@ def test_checkpointing_never_needs_more_than_a_few_hidden_states(asked: Asked) -
     assume(setup.method != "dora")  # recomputing its weights' norms takes whole weights beside backward's own buffers
     kept = run_or_skip(setup.but(gradient_checkpointing=False), gpus)
     tokens = setup.micro_batch_size * setup.seq_len * setup.sequences_per_sample
-    slack = 3 * 4 * resolve(setup.model).hidden * tokens
+    slack = 4 * 4 * resolve(setup.model).hidden * tokens
     assert run(setup.but(gradient_checkpointing=True), gpus).allocated_bytes <= kept.allocated_bytes + slack
 
 
