@@ -153,7 +153,7 @@ def test_checkpointing_never_needs_more_than_a_few_hidden_states(asked: Asked) -
     assume(setup.method != "dora")  # recomputing its weights' norms takes whole weights beside backward's own buffers
     kept = run_or_skip(setup.but(gradient_checkpointing=False), gpus)
     tokens = setup.micro_batch_size * setup.seq_len * setup.sequences_per_sample
-    slack = 4 * 4 * resolve(setup.model).hidden * tokens
+    slack = 4 * 4 * resolve(setup.model).hidden * max(tokens, 64)
     assert run(setup.but(gradient_checkpointing=True), gpus).allocated_bytes <= kept.allocated_bytes + slack
 
 
