@@ -168,6 +168,20 @@ def _fragmentation_kind(setup: TrainingSetup) -> str:
     return "adapter" if setup.is_adapter else "full"
 
 
+@lru_cache(maxsize=256)
+def withheld_bytes(machine: Machine) -> int:
+    """What the driver counts in a card's total and lets no process have, where the capacity is that total.
+
+    Probed cards are planned from free memory and anonymous sizes with a reserve, so nothing is taken twice.
+    """
+    gpu = machine.smallest if machine.gpus else None
+    if gpu is None or gpu.kind is None or gpu.kind.vendor != "nvidia" or gpu.free_bytes is not None:
+        return 0
+    if gpu.kind.cuda_bytes is not None:
+        return max(0, gpu.kind.memory_bytes - gpu.kind.cuda_bytes)
+    return int(rules()["context"]["withheld_mib"]) * MIB
+
+
 def overheads(
     setup: TrainingSetup,
     spec: ModelSpec,
@@ -219,7 +233,7 @@ def overheads(
         nccl_bytes=nccl,
         reserved_bytes=reserved,
         device_bytes=reserved + context + nccl,
-        required_bytes=max(high, int(active * (1 + above) + lost)) + context + nccl,
+        required_bytes=max(high, int(active * (1 + above) + lost)) + context + nccl + withheld_bytes(machine),
         allocated_interval=(low, high),
         reserved_interval=reserved_interval,
         device_interval=(
