@@ -30,6 +30,10 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
         said.append(f"engine {setup.engine!r} has no rules of its own here and is priced as plain transformers")
     if setup.torch_compile:
         said.append("torch.compile is priced as fused norms and products; what else it fuses makes the step smaller")
+    if spec.is_moe and regime.stacked_experts and regime.quantized in ("nf4", "int8"):
+        said.append(
+            "transformers 5 holds experts as stacked parameters, which bitsandbytes does not quantize: they stay in 16 bit"
+        )
     if spec.remote_code:
         said.append(f"{spec.id} runs its own modelling code, which was not traced; a Llama-like block is priced")
     if spec.verified is None and not spec.local_path:

@@ -324,3 +324,13 @@ def test_every_model_of_the_catalogue_is_estimated() -> None:
             assert answer.allocated_bytes == max(parts.total for parts in answer.phases.values()), spec.id
             assert 0 < answer.trainable_parameters <= answer.total_parameters, spec.id
             assert answer.phases["load"].weights > spec.parameters // 2, spec.id
+
+
+def test_experts_that_quantization_does_not_reach_are_said() -> None:
+    setup = TrainingSetup(model="Mixtral-8x7B-v0.1", method="qlora", gpus="1xA100-80GB")
+    spec, machine = resolve(setup.model), parse_machine("1xA100-80GB", None)
+    assert any("stacked parameters" in said for said in estimate(setup, spec, machine).warnings)
+    modules = setup.but(engine="transformers", versions={"transformers": "4.48"})
+    old = estimate(modules, spec, machine)
+    assert not any("stacked parameters" in said for said in old.warnings)
+    assert old.phases["forward"].weights < estimate(setup, spec, machine).phases["forward"].weights / 3
