@@ -32,7 +32,7 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
         said.append("torch.compile is priced as fused norms and products; what else it fuses makes the step smaller")
     if spec.is_moe and regime.stacked_experts and regime.quantized in ("nf4", "int8"):
         said.append(
-            "transformers 5 holds experts as stacked parameters, which bitsandbytes does not quantize: they stay in 16 bit"
+            "transformers 5 holds experts as stacked parameters, which bitsandbytes leaves alone: they stay in 16 bit"
         )
     if spec.remote_code:
         said.append(f"{spec.id} runs its own modelling code, which was not traced; a Llama-like block is priced")
