@@ -14,6 +14,8 @@ EXIT_UNCERTAIN = 5
 EXIT_PREFLIGHT = 6
 EXIT_INTERRUPTED = 130
 
+LONGEST_SHOWN = 60  # letters of a wrong value that its sentence repeats
+
 
 class PlannerError(Exception):
     """An expected failure: one sentence for the reader, an optional next step, an exit code."""
@@ -40,6 +42,14 @@ class NothingFitsError(PlannerError):
     """No configuration allowed by the request fits the machine."""
 
     exit_code = EXIT_DOES_NOT_FIT
+
+
+def shown(value: object) -> str:
+    """A wrong value as written, cut where it would bury its sentence."""
+    if type(value) is int and abs(value) >= 10**LONGEST_SHOWN:
+        return f"of more than {LONGEST_SHOWN} digits"
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 
 def nearest(value: str, choices: Iterable[str], *, limit: int = 3) -> list[str]:

@@ -15,6 +15,8 @@ def read_text(path: str, *, place: str) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{place} {path!r} is not a text file in UTF-8") from None
+    except ValueError as problem:  # a null byte, or letters that no file name can have
+        raise InputError(f"{place} {path!r} is no file name: {problem}") from None
     except OSError as problem:
         raise InputError(f"{place} {path!r} cannot be read: {(problem.strerror or str(problem)).lower()}") from None
 
@@ -30,6 +32,8 @@ def json_object(text: str, *, place: str) -> dict[str, Any]:
         value = json.loads(text)
     except ValueError as problem:
         raise InputError(f"{place} is not JSON: {problem}") from None
+    except RecursionError:
+        raise InputError(f"{place} is not read: its lists or objects lie too deep in each other") from None
     if not isinstance(value, dict):
         raise InputError(f"{place} holds no JSON object but a {type(value).__name__}")
     return value

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from planner.errors import InputError, nearest
+from planner.errors import LONGEST_SHOWN, InputError, nearest, shown
 
 Stage = Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo"]
 Method = Literal["full", "freeze", "lora", "dora", "qlora", "oft", "galore", "apollo", "badam"]
@@ -22,6 +23,7 @@ Targets = Literal["all"] | tuple[str, ...]
 ADAPTER_METHODS = frozenset({"lora", "dora", "qlora", "oft"})
 PAIR_STAGES = frozenset({"dpo", "orpo", "simpo", "rm"})
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+MOST = 2**31 - 1  # no length, rank or batch is larger than what PyTorch indexes with 32 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +118,11 @@ class TrainingSetup:
 
 
 Reader = Callable[[str, Any], Any]
+_WHOLE = re.compile(r"[+-]?\d+")
 
 
 def _wrong(name: str, value: Any, wanted: str) -> InputError:
-    return InputError(f"{name} {value!r} is not valid: {wanted}")
+    return InputError(f"{name} {shown(value)} is not valid: {wanted}")
 
 
 def _word(literal: Any) -> Reader:
@@ -128,9 +131,9 @@ def _word(literal: Any) -> Reader:
     def read(name: str, value: Any) -> Any:
         if value in choices:
             return value
-        close = nearest(str(value), choices)
+        close = nearest(value, choices) if isinstance(value, str) else []
         offer = f"did you mean {close[0]}?" if close else f"valid: {', '.join(choices)}"
-        raise InputError(f"{name} {value!r} is not known; {offer}")
+        raise InputError(f"{name} {shown(value)} is not known; {offer}")
 
     return read
 
@@ -139,11 +142,13 @@ def _number(least: int) -> Reader:
     def read(name: str, value: Any) -> int:
         number = value
         if isinstance(value, str):
-            number = int(value) if value.strip().lstrip("+-").isdecimal() else None
+            number = int(value) if len(value) <= LONGEST_SHOWN and _WHOLE.fullmatch(value.strip()) else None
         elif isinstance(value, float) and value.is_integer():
             number = int(value)
         if type(number) is not int or number < least:
             raise _wrong(name, value, f"it must be a whole number, {least} or more")
+        if number > MOST:
+            raise _wrong(name, value, f"it must be {MOST} or less")
         return number
 
     return read
@@ -152,7 +157,7 @@ def _number(least: int) -> Reader:
 def _share(name: str, value: Any) -> float:
     try:
         share = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         share = -1.0
     if isinstance(value, bool) or not 0 <= share < 1:
         raise _wrong(name, value, "it must be a number from 0 to below 1")
@@ -171,7 +176,7 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or not value.isprintable():
         raise _wrong(name, value, "it must be a word")
     return value
 
@@ -200,22 +205,24 @@ def _bits(name: str, value: Any) -> int:
 def _checkpointing(name: str, value: Any) -> bool | int | str:
     """true, false, selective, or a number n for every n-th layer."""
     words: dict[str, bool | str] = {"selective": "selective", "full": True, "none": False, **FLAGS}
-    if isinstance(value, int):
-        if value < 0:
-            raise _wrong(name, value, "it must be true, false, selective or a number of layers")
-        return value if isinstance(value, bool) else (value or False)
-    word = str(value).strip().lower()
-    if word.isdecimal() and int(word) >= 1:
-        return int(word)
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower() if isinstance(value, str) or value == 0 else ""
+    if (isinstance(value, int | float) and value) or (word.isdecimal() and word != "0"):
+        return int(_POSITIVE(name, value))
     if word not in words:
         raise _wrong(name, value, "it must be true, false, selective or a number of layers")
     return words[word]
 
 
 def _versions(name: str, value: Any) -> dict[str, str]:
+    wanted = 'it must map packages to versions, such as {"transformers": "4.48"}'
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-        raise _wrong(name, value, 'it must map packages to versions, such as {"transformers": "4.48"}')
-    return {package: str(version) for package, version in value.items()}
+        raise _wrong(name, value, wanted)
+    versions = {package: str(version) for package, version in value.items()}
+    if not all(version[:1].isdecimal() for version in versions.values()):
+        raise _wrong(name, value, wanted)
+    return versions
 
 
 def _ds_config(name: str, value: Any) -> dict[str, Any] | str:
@@ -237,7 +244,7 @@ READERS: dict[str, Reader] = {
     "ref_model": _optional(_text),
     "reward_model": _optional(_text),
     "method": _word(Method),
-    "freeze_trainable_layers": _number(0),
+    "freeze_trainable_layers": _POSITIVE,
     "galore_rank": _POSITIVE,
     "apollo_rank": _POSITIVE,
     "badam_mode": _word(BadamMode),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from math import isqrt
 from typing import Any
 
-from planner.errors import InputError
+from planner.errors import InputError, shown
 from planner.training import TrainingSetup
 
+MOST_SEQUENCES = 1_000_000
 START_MICRO_BATCH = 8  # transformers' default of per_device_train_batch_size
 
 
@@ -31,7 +34,7 @@ class Batch:
         """Micro batches that reach the effective batch exactly, smallest first."""
         if self.fixed_micro is not None:
             return (self.fixed_micro,)
-        return tuple(size for size in range(1, self.per_rank + 1) if self.per_rank % size == 0)
+        return _divisors(self.per_rank)
 
     @property
     def start_micro(self) -> int:
@@ -62,10 +65,14 @@ def plan_batch(asked: int, ranks: int, pinned: Mapping[str, Any]) -> Batch:
     """The reachable effective batch nearest to ``asked``; the smaller of two equally near.
 
     ``pinned`` may fix micro_batch_size, gradient_accumulation_steps, or both (which then decide).
-    Raises InputError for a batch below one.
+    Raises InputError for a batch below one, or above what anyone trains with.
     """
     if asked < 1:
         raise InputError(f"--global-batch {asked} is not a batch: give at least 1")
+    if asked > MOST_SEQUENCES:
+        raise InputError(
+            f"--global-batch {shown(asked)} is more than anyone trains with: give {MOST_SEQUENCES} or fewer"
+        )
     micro, steps = pinned.get("micro_batch_size"), pinned.get("gradient_accumulation_steps")
     if micro and steps:
         return Batch(asked, ranks, int(micro) * int(steps), int(micro))
@@ -73,6 +80,13 @@ def plan_batch(asked: int, ranks: int, pinned: Mapping[str, Any]) -> Batch:
     per_rank = unit * _nearest_multiple(asked, unit * ranks)
     fixed = int(micro) if micro else per_rank // unit if steps else None
     return Batch(asked, ranks, per_rank, fixed)
+
+
+@lru_cache(maxsize=64)
+def _divisors(number: int) -> tuple[int, ...]:
+    """Every divisor, smallest first."""
+    low = [size for size in range(1, isqrt(number) + 1) if number % size == 0]
+    return tuple(sorted({*low, *(number // size for size in low)}))
 
 
 def _nearest_multiple(asked: int, unit: int) -> int:

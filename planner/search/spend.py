@@ -43,7 +43,8 @@ class Space:
             return (self.terms.fixed["parallelism"],)
         rungs = [offload] if offload else [rung for rung in self.terms.ladder if rung.in_setup(self.base)]
         through = dict.fromkeys(name for rung in rungs if rung for name in rung.through)
-        return tuple(name for name in through if name not in self.terms.request.forbid)
+        carriers = through or self.shardings[:1]  # an offload that no rung speaks of stays where the walk starts
+        return tuple(name for name in carriers if name not in self.terms.request.forbid)
 
     def _lightened(self, setup: TrainingSetup) -> Iterator[TrainingSetup]:
         """The setup with none, one, two ... of the light rungs."""

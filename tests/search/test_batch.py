@@ -55,3 +55,11 @@ def test_every_split_keeps_the_effective_batch(asked: int, ranks: int) -> None:
     for micro in batch.micro_sizes:
         setup = batch.split(TrainingSetup(model="7B"), micro)
         assert setup.micro_batch_size * setup.gradient_accumulation_steps * ranks == batch.effective
+
+
+def test_a_large_batch_is_divided_at_once_and_an_absurd_one_is_refused() -> None:
+    assert plan_batch(999_983, 1, {}).micro_sizes == (1, 999_983)
+    assert len(plan_batch(720_720, 1, {}).micro_sizes) == 240
+    for asked in (10**9, 10**400):
+        with pytest.raises(InputError, match="more than anyone trains with: give 1000000 or fewer"):
+            plan_batch(asked, 1, {})

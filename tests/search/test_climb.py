@@ -358,3 +358,10 @@ def test_a_required_rung_is_in_the_plan_or_the_request_is_refused(fields: dict[s
 @given(fields=requests)
 def test_the_same_request_gives_the_same_plan(fields: dict[str, Any]) -> None:
     assert plan(**fields) == plan(**fields)
+
+
+def test_an_offload_that_no_rung_speaks_of_stays_where_the_walk_starts() -> None:
+    """offload params is a setting of ZeRO-3 alone: no rung takes it, and FSDP would refuse it."""
+    chosen = plan(4, 80, pinned={"offload": "params"}).chosen
+    assert chosen is not None
+    assert (chosen.setup.parallelism, chosen.setup.offload) == ("zero3", "params")
