@@ -44,10 +44,15 @@ CARDS = {
     "RTX 3090 24GB": "RTX3090",
     "RTX 4090 24GB": "RTX4090",
     "A5000 24GB": "RTXA5000",
+    "A10G-24GB": "A10G-24GB",
     "40GB card": "40GB",
     ">=40GB card": "40GB",
     "24GB card": "24GB",
 }
+
+
+# Models whose attention projection is one linear module.
+FUSED_LINEARS = {"falcon": ["query_key_value"], "stablelm": ["query_key_value"], "Phi-3": ["qkv_proj"]}
 
 
 class NotStatableError(Exception):
@@ -128,10 +133,13 @@ def _fms(row: Row) -> Setup:
 
 
 def _litgpt(row: Row) -> Setup:
-    """litgpt of 2023: LoRA on q and v of the fused projection, pure bf16, logits in chunks of 128 tokens."""
+    """litgpt of 2023, before its releases: LoRA on q and v, pure bf16, logits in chunks of 128 tokens, the longest
+    sample first and alone at its length.
+    """
     fused = "stablelm" in row["model"] or "falcon" in row["model"]
     setup: Setup = {
         "engine": "litgpt",
+        "versions": {"litgpt": "0.1", "bitsandbytes": "0.41"},
         "optim": "adamw_torch" if row["method"] != "qlora" else "paged_adamw_32bit",
         "attention": "sdpa",
         "param_dtype": "bf16",
@@ -172,6 +180,33 @@ def _torchtune(row: Row) -> Setup:
         setup |= {"lora_target": targets, "adapter_dtype": "bf16"}
     if row["quant_bits"]:
         setup |= {"quantization_bit": 4, "double_quantization": True, "kbit_upcast": "none"}
+    return setup
+
+
+def _litgpt_hub(row: Row) -> Setup:
+    """litgpt's ready configurations: LoRA parts as their files name them, the head with them where they do."""
+    setup: Setup = {
+        "engine": "litgpt",
+        "versions": {"litgpt": "0.4", "bitsandbytes": "0.42"},
+        "optim": "paged_adamw_32bit" if row["method"] == "qlora" else "adamw_torch",
+        "attention": "sdpa",
+        "param_dtype": "bf16",
+        "compute_dtype": "bf16",
+        "loss": "torch" if row["method"] == "full" else "chunked",
+    }
+    if row["method"] == "full":
+        if "tiny-llama" not in row["id"]:
+            raise NotStatableError("16-bit weights, gradients and states on one GPU exceed the published peak")
+        return setup
+    parts = row["lora_targets"].split(",")
+    fused = next((names for name, names in FUSED_LINEARS.items() if name in row["model"]), None)
+    setup |= {
+        "lora_target": "all" if len(parts) > 2 else fused or ["q_proj", "v_proj"],
+        "lora_dropout": float(row["note"].split("lora_dropout ")[1].split(";")[0]),
+        "adapter_dtype": "bf16",
+    }
+    if row["quant_bits"]:
+        setup |= {"quantization_bit": 4, "double_quantization": "nf4-dq" in row["note"], "kbit_upcast": "none"}
     return setup
 
 
@@ -290,6 +325,7 @@ def _component(row: Row) -> Setup:
 
 STATERS: dict[str, Callable[[Row], Setup]] = {
     "fms-": _fms,
+    "litgpthub-": _litgpt_hub,
     "litgpt-": _litgpt,
     "torchtune-": _torchtune,
     "torchtitan-": _torchtitan,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from measured_setups import MEASUREMENTS, rows
+from more_tables import config_hub_rows
 
 Row = dict[str, Any]
 FMS = "foundation-model-stack/fms-acceleration:scripts/benchmarks/refs/"
@@ -138,6 +139,7 @@ def main() -> None:
     known = {key(row) for row in rows("published", "limits") if row["id"].removeprefix("limit-").startswith("fms-")}
     found = {key(row): row for row in fms_rows(Path(sys.argv[1]))}
     kept = [row for name, row in found.items() if name not in known] + list(litgpt_rows(Path(sys.argv[2])))
+    kept += config_hub_rows(Path(sys.argv[2]))
     target = MEASUREMENTS / "more.jsonl"
     target.write_text("".join(json.dumps(row) + "\n" for row in kept))
     print(f"{len(kept)} rows in {target.name}")

@@ -26,7 +26,8 @@ def attend(
     if p.mode.autocast or p.mode.kernel == "flash":
         q, k, v = (p.cast(t, p.mode.compute) for t in (q, k, v))
     if (p.mode.repeat_kv or p.mode.kernel == "masked") and a.kind == "gqa":
-        k, v = _repeat(p, k, a), _repeat(p, v, a)
+        broadcast = p.mode.litgpt and a.kv_heads == 1  # one head expands without a copy; rotation then fills the keys
+        k, v = _repeat(p, k, a), v if broadcast else _repeat(p, v, a)
     return _fused(p, q, k, v, a, beside)
 
 

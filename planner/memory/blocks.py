@@ -114,7 +114,8 @@ class BlockModule:
             return self._delta_rule(hidden, a)
         p = self.p
         q, k, v, gate = self._project(hidden, a)
-        beside = (q, k) if p.mode.litgpt else ()  # v is a view of the fused projection, which stays whole
+        # v is a view of the fused projection, which then stays whole; grouped values are copied when they are expanded
+        beside = (q, k) if p.mode.litgpt and a.kv_heads in (1, a.heads) else ()
         if a.qk_norm != "none":
             q = self._qk_norm(q, a, a.heads)
             k = self._qk_norm(k, a, a.kv_heads)
@@ -124,7 +125,7 @@ class BlockModule:
             q = self._rotate(q, a, a.heads)
             k = self._rotate(k, a, a.kv_heads)
         out = attend(p, q, k, v, a, beside=beside)
-        joined = a.rope == "partial" or self.model_type in JOINED_ROTATION
+        joined = a.rope == "partial" or self.model_type in JOINED_ROTATION or p.mode.litgpt
         if joined and p.mode.kernel in ("sdpa", "flash") and not p.mode.liger:
             out = p.clone(out)
         if gate is not None:
@@ -158,10 +159,15 @@ class BlockModule:
         if adapted:
             dropped = p.drop(hidden) if p.mode.dropout else hidden
             low = p.matmul(dropped, adapted[0].adapter_a, 2 * p.mode.rank * len(adapted))  # type: ignore[arg-type]
+            # of a fused projection without other targets, queries and values are meant, litgpt's default
+            partial = len(adapted) < len(used) or p.mode.targets == {"qkv"}
             width = sum(module.linear.outputs for module in adapted)
-            source = p.matmul(low, adapted[0].adapter_b, width)  # type: ignore[arg-type]
-            padded = p.new((0, sum(module.linear.outputs for module in used), 0), source.itemsize)
-            p.link(padded, (source,), ((source.elems, source.itemsize),), saved=(source,))
+            if partial and len(used) == 1:
+                width -= a.kv_width
+            source = padded = p.matmul(low, adapted[0].adapter_b, width)  # type: ignore[arg-type]
+            if partial:
+                padded = p.new((0, sum(module.linear.outputs for module in used), 0), source.itemsize)
+                p.link(padded, (source,), ((source.elems, source.itemsize),), saved=(source,))
             del dropped, low, source
             parts = [p.add(part, padded) if i == 0 else part for i, part in enumerate(parts)]
         if len(parts) == 1:

@@ -19,7 +19,7 @@ from planner.memory.remarks import assumptions_of, warnings_of
 from planner.memory.result import COVERAGE, PARTS, Breakdown, Estimate, Phase, Price, judge
 from planner.memory.sharding import kept_per_layer_bytes_per_token, lay_out
 from planner.memory.split import split
-from planner.memory.stretches import Step
+from planner.memory.stretches import Step, pinned_inputs
 from planner.memory.timeline import ORDER, Timeline
 from planner.memory.units import Parts, build_parts
 from planner.model.spec import ModelSpec
@@ -118,8 +118,19 @@ def with_parallelism(setup: TrainingSetup, machine: Machine) -> TrainingSetup:
     return setup
 
 
+def as_built(setup: TrainingSetup, spec: ModelSpec) -> ModelSpec:
+    """The model as its engine builds it: litgpt never ties the head to the embedding (litgpt/model.py, GPT)."""
+    return _untied(spec) if setup.engine == "litgpt" and spec.tied_embeddings else spec
+
+
+@lru_cache(maxsize=64)
+def _untied(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, tied_embeddings=False)
+
+
 def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE) -> Worked:
     setup = with_parallelism(setup, machine)
+    spec = as_built(setup, spec)
     regime = resolve_regime(setup, spec, has_bf16=_has_bf16(machine))
     whole = build_parts(setup, spec, regime)
     share = split(setup, spec, max(machine.world_size, 1))
@@ -135,6 +146,7 @@ def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
         in_flight=share.in_flight,
         has_flash=_has_flash(machine),
         extra_weights=extra_model_bytes(setup, spec, regime, ranks),
+        pinned_per_token=pinned_inputs(setup, parts, spec, regime),
         kept_per_layer_token=kept_per_layer_bytes_per_token(setup, regime, spec.hidden),
     )  # fmt: skip
     timeline = Timeline(step).run()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from planner.model.spec import ModelSpec
+from planner.training import TrainingSetup
 
+# litgpt runs every model through one file of its own; the habits below are transformers'.
+OWN_MODELING = frozenset({"litgpt"})
 # No SDPA path: asked for it, the model runs its eager attention (_supports_sdpa absent or False).
 WITHOUT_SDPA = frozenset(
     {"bloom", "mpt", "gpt_neo", "gptj", "codegen", "gemma2", "gpt_oss", "qwen", "baichuan", "internlm2", "chatglm"}
@@ -27,6 +30,11 @@ RESIDUAL_DROPOUT = frozenset({"gpt2", "gpt_bigcode", "opt"})
 EMBEDDING_DROPOUT = frozenset({"gpt2", "gpt_bigcode", "starcoder2"})
 # Multiplies embeddings by a number of its config.
 SCALED_EMBEDDING = frozenset({"granite", "granitemoe", "granitemoeshared"})
+
+
+def modeling(setup: TrainingSetup, spec: ModelSpec) -> str:
+    """The model type whose modeling file runs, empty where the engine has a file of its own for all."""
+    return "" if setup.engine in OWN_MODELING else spec.model_type
 
 
 def has_dropout(spec: ModelSpec) -> bool:

@@ -61,13 +61,13 @@ class LinearModule:
     def _packed(self, p: Program, x: Tensor, width: int) -> Tensor:
         """MatMul4Bit: one dequantized weight lives during each product, forward and backward; nothing else is kept.
 
-        The release that litgpt's published runs used (bitsandbytes 0.41) saved the input as well.
+        Before bitsandbytes 0.43.2 the input was kept as well ("fix QLoRA mem bug", pull request 1270).
         """
         elems = (self.weight.count // self.linear.copies, 0, 0)
         temps = [] if p.mode.quantized == "gptq" else _dequantized(elems, p.mode.compute)
         alive = [p.new(*temp) for temp in temps]
         out = p.new((0, width, 0), p.mode.compute)
-        kept = (x,) if p.mode.litgpt else ()
+        kept = (x,) if p.mode.packed_keeps_input else ()
         p.link(out, (x,), ((x.elems, x.itemsize),), saved=kept, temps=temps)
         del alive
         return out

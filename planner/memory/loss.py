@@ -64,6 +64,8 @@ class LossBytes:
     head: int
     kept: int = 0
     temporary: int = 0
+    head_temporary: int = 0  # copies of a packed head beside its products
+    repeated: int = 0  # a loop that names its logits holds the last micro batch's until the next ones exist
     head_gradient: int = 0  # chunk by chunk, the head's gradient so far and the next chunk's exist together
 
 
@@ -144,17 +146,18 @@ def _chunked(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: int,
     """Losses over pieces of the logits.
 
     litgpt: the head runs in chunks of 128 tokens; Fabric makes all of them fp32 and each keeps its log-softmax, 8 bytes
-    a logit, and one chunk of every sequence is worked on. torchtune: 8 chunks kept in 16 bit, one of them made fp32
-    at a time.
+    a logit, and one chunk of every sequence is worked on. Behind it the 16-bit gradients of all chunks wait beside the
+    fp32 logits for the head, which nf4 dequantizes twice a chunk (fp16, then the compute dtype). Since the scripts no
+    longer begin with the longest sample (litgpt 0.3), the last micro batch's logits count too. torchtune: 8 chunks kept
+    in 16 bit, one of them made fp32 at a time.
     """
     if setup.engine == "litgpt":
         chunk = min(LITGPT_CHUNK_TOKENS, setup.seq_len) * setup.micro_batch_size
-        whole = 8 * tokens * spec.vocab
-        # Under nf4 the head is quantized too and dequantized twice a chunk (fp16, then the compute dtype); counting it
-        # as a 16-bit weight with one such copy comes to the same within 2 % of the published runs.
-        copy = 2 * spec.vocab * spec.hidden if regime.quantized == "nf4" else 0
-        moment = whole + 6 * chunk * spec.vocab
-        return LossBytes(forward=moment, backward=moment, head=whole, temporary=copy)
+        logits = tokens * spec.vocab
+        moment = 8 * logits + 6 * chunk * spec.vocab
+        copies = 4 * spec.vocab * spec.hidden if regime.head_packed else 0
+        repeated = 10 * logits if version_of(setup, "litgpt") >= (0, 3) else 0
+        return LossBytes(forward=moment, backward=moment, head=6 * logits, head_temporary=copies, repeated=repeated)
     kept = tokens * spec.vocab * bytes_of(regime.compute)
     chunk = -(-tokens // TORCHTUNE_CHUNKS) * spec.vocab * (2 if setup.torch_compile else 6)
     head_gradient = spec.vocab * spec.hidden * bytes_of(regime.trained) if head_trained else 0

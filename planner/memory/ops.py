@@ -49,7 +49,8 @@ class Mode:
     trained_modules: frozenset[str] = frozenset()
     gradients_stay: bool = True
     residual_dropout: bool = False
-    litgpt: bool = False  # litgpt's own blocks: see BlockModule._fused_projection, LinearModule._packed, activate
+    litgpt: bool = False  # litgpt's own blocks: see BlockModule._fused_projection, activate
+    packed_keeps_input: bool = False  # see LinearModule._packed
 
 
 class Program(Tape):

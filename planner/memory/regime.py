@@ -67,6 +67,7 @@ class Regime:
     norms_keep_type: bool = False  # Gemma's and OLMo 2's norms hand out their input's dtype, not their weight's
     whole: Dtype = "fp32"  # modules trained whole beside adapters (additional_target)
     known_engine: bool = True
+    head_packed: bool = False  # litgpt quantizes the head with all other Linear modules
 
     @property
     def stream(self) -> Dtype:
@@ -158,6 +159,7 @@ def _resolve(key: tuple[object, ...], keyed: Unhashed[TrainingSetup]) -> Regime:
         ),
         norms_keep_type=str(key[-2]) in WIDE_NORM,
         known_engine=setup.engine in TRAINER_ENGINES | OWN_LOOPS,
+        head_packed=setup.engine == "litgpt" and quantized == "nf4",
     )
 
 

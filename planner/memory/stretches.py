@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.curves import BlockCurve, block_curve
-from planner.memory.habits import BROADCAST_KEYS, WITHOUT_SDPA, has_dropout
+from planner.memory.habits import BROADCAST_KEYS, WITHOUT_SDPA, has_dropout, modeling
 from planner.memory.layout import Layout
 from planner.memory.ops import Mode
-from planner.memory.regime import DEEPSPEED, FSDP, OWN_LOOPS, Regime, Unhashed, bytes_of, version_of
+from planner.memory.regime import DEEPSPEED, FSDP, Regime, Unhashed, bytes_of, version_of
 from planner.memory.tape import Moment
 from planner.memory.units import Layer, Parts
 from planner.model.spec import ModelSpec
@@ -29,6 +29,7 @@ class Step:
     extra_weights: int = 0  # reference and reward models
     in_flight: int = 1  # micro batches whose activations are kept at once (pipeline stages)
     has_flash: bool = True  # the GPUs run flash attention kernels (compute capability 8.0)
+    pinned_per_token: int = 0  # see pinned_inputs
     kept_per_layer_token: int = 0  # FSDP1 with frozen layers under reentrant checkpointing
 
 
@@ -96,7 +97,8 @@ def graphless(step: Step, layer: Layer) -> BlockCurve:
 
 def _curve_of(step: Step, layer: Layer, checkpointed: bool, *, leaf: bool = False) -> BlockCurve:
     mode, spec = block_mode(step, layer), step.spec
-    return _curve(layer, mode, spec.model_type, spec.hidden, checkpointed, step.regime.reentrant, leaf)
+    kind = modeling(step.setup, spec)
+    return _curve(layer, mode, kind, spec.hidden, checkpointed, step.regime.reentrant, leaf)
 
 
 @lru_cache(maxsize=4096)
@@ -140,6 +142,7 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         parallelism not in FSDP | DEEPSPEED and not setup.optimizer_in_backward,
         has_dropout(step.spec),
         setup.engine == "litgpt",
+        packed_keeps_input(setup),
     )
 
 
@@ -155,13 +158,40 @@ def fused_kernels(setup: TrainingSetup) -> bool:
     return setup.unsloth or (setup.loss == "fused" and not setup.liger_kernel)
 
 
+def packed_keeps_input(setup: TrainingSetup) -> bool:
+    """Whether 4-bit products keep their input: bitsandbytes before 0.43.2, litgpt's pin while it published tables."""
+    if "bitsandbytes" not in setup.versions:
+        return setup.engine == "litgpt"
+    return version_of(setup, "bitsandbytes") < (0, 43, 2)
+
+
+def pinned_inputs(setup: TrainingSetup, parts: Parts, spec: ModelSpec, regime: Regime) -> int:
+    """Elements per token of the last micro batch that litgpt's loop still holds in the next one's forward pass.
+
+    Its name ``logits`` keeps the old graph, and with it what 4-bit products keep outside autograd's saved tensors.
+    """
+    if regime.quantized != "nf4" or setup.engine != "litgpt" or "bitsandbytes" not in setup.versions:
+        return 0
+    if not packed_keeps_input(setup) or version_of(setup, "litgpt") < (0, 3):
+        return 0
+    return spec.hidden + sum(layer.count * _distinct_inputs(layer) for layer in parts.layers)
+
+
+def _distinct_inputs(layer: Layer) -> int:
+    """Elements per token of the tensors that a layer's matrices read, each once."""
+    shared = layer.block.parallel and layer.block.norms < 2
+    read = {"q": "attention", "k": "attention", "v": "attention", "qkv": "attention", "gate": "mlp", "up": "mlp"}
+    read |= {"gate_up": "mlp"} | ({"gate": "attention", "up": "attention"} if shared else {})
+    return sum({read.get(lin.role, lin.role): lin.inputs for lin in layer.linears}.values())
+
+
 def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: bool) -> str:
     """The kernel that runs, which is not always the one asked for."""
-    attention, kind = layer.block.attention, spec.model_type
-    own_loop = setup.engine in OWN_LOOPS
-    if setup.attention == "flash_attention_2" and kind not in ("bloom", "mpt"):
+    attention, kind = layer.block.attention, modeling(setup, spec)
+    capped = setup.engine == "litgpt" and attention.softcap  # written out: its scores are no kernel's
+    if setup.attention == "flash_attention_2" and kind not in ("bloom", "mpt") and not capped:
         return "flash"
-    if setup.attention == "eager" or (kind in WITHOUT_SDPA and not own_loop):
+    if setup.attention == "eager" or kind in WITHOUT_SDPA or capped:
         return "sinks" if attention.sinks else "eager"
     if attention.kind == "mla":
         return "masked" if setup.padded else "efficient"  # flash kernels want equal widths of keys and values
@@ -179,6 +209,7 @@ def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: b
 def mode_of(
     regime: Regime, targets: frozenset[str], whole: frozenset[str], trained: bool, rank: int, dropout: bool,
     dora: bool, kernel: str, liger: bool, fused: bool, stay: bool, residual_dropout: bool, litgpt: bool = False,
+    packed_keeps_input: bool = False,
 ) -> Mode:  # fmt: skip
     """The program's mode from a regime and the few words of a setup that matter to a block; cached."""
     return Mode(
@@ -203,4 +234,5 @@ def mode_of(
         gradients_stay=stay,
         residual_dropout=residual_dropout,
         litgpt=litgpt,
+        packed_keeps_input=packed_keeps_input,
     )

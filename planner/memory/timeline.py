@@ -147,6 +147,10 @@ class Timeline:
         gradients = layout.gradients_carried + loss.kept
         self.at("loss", below + norm_kept + norm_out, logits=loss.forward, gradients=gradients,
                 temporaries=casts + head_cast + loss.temporary, gathered=gathered)  # fmt: skip
+        if loss.repeated:
+            old = below + norm_kept + norm_out + 2 * step.pinned_per_token * self.tokens
+            for logits, copies in ((loss.repeated, 0), (loss.head, loss.head_temporary)):
+                self.at("loss", old, logits=logits, gradients=gradients, temporaries=copies, gathered=gathered)
         held = below + norm_kept + (norm_out if step.parts.head_trained else 0)
         if holds_outputs(step.setup, step.spec, step.regime):  # and their key-value cache with them
             width = 2 if step.regime.autocast is None else 4  # accelerate makes outputs fp32
@@ -164,8 +168,8 @@ class Timeline:
             (0, self._widened_head()),
         ):
             self.at(
-                "backward", held + norm_out, logits=logits, gradients=gradients + head, temporaries=head_cast,
-                gathered=gathered,
+                "backward", held + norm_out, logits=logits, gradients=gradients + head,
+                temporaries=head_cast + loss.head_temporary, gathered=gathered,
             )  # fmt: skip
 
     def _head_gradient(self, itemsize: int) -> int:

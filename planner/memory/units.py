@@ -180,11 +180,14 @@ class _Builder:
         frozen_head = (counted.head if not trained_head else 0) + kept
         return Unit(
             name="head", count=1, frozen=frozen_head + (0 if whole else norm),
-            frozen_bytes=frozen_head * bytes_of(regime.head) + (0 if whole else norm * bytes_of(regime.norms)),
+            frozen_bytes=self._head_bytes(frozen_head) + (0 if whole else norm * bytes_of(regime.norms)),
             trained=trained, trained_bytes_each=self._outer_bytes(trained_head),
             gradient_bytes_each=self._own(trained_head), largest_trained=trained_head,
             tensors=2, small_elements=norm,
         )  # fmt: skip
+
+    def _head_bytes(self, elements: int) -> int:
+        return self._packed_bytes(elements) if self.regime.head_packed else elements * bytes_of(self.regime.head)
 
     # -- blocks ---------------------------------------------------------------------------------------
 
@@ -284,13 +287,16 @@ class _Builder:
         bias = lin.outputs * lin.copies * bytes_of(self.regime.frozen) if lin.bias else 0
         form = "dense" if lin.stacked or lin.role == "router" else self.regime.quantized
         if form == "nf4":
-            scales = weights // 64
-            return weights // 2 + (scales + 4 * -(-scales // 256) if self.double else 4 * scales) + bias
+            return self._packed_bytes(weights) + bias
         if form == "int8":
             return weights + 4 * lin.outputs * lin.copies + bias
         if form == "gptq":
             return self._gptq_bytes(lin, weights) + bias
         return weights * bytes_of(self.regime.frozen) + bias
+
+    def _packed_bytes(self, weights: int) -> int:
+        scales = weights // 64
+        return weights // 2 + (scales + 4 * -(-scales // 256) if self.double else 4 * scales)
 
     def _gptq_bytes(self, lin: Linear, weights: int) -> int:
         stored = self.spec.quantized

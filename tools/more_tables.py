@@ -1,0 +1,101 @@
+"""Rows of measurements/more.jsonl from tables of other public repositories, read out of git clones.
+
+Each function takes one clone (a bare one does) and yields rows; ``more_measurements.py`` writes them.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+CONFIG_HUB = "config_hub/finetune/"
+CONFIG_HUB_MODELS = {
+    "falcon-7b": "tiiuae/falcon-7b",
+    "gemma-2b": "google/gemma-2b",
+    "gemma-7b": "google/gemma-7b",
+    "gemma2-2b": "google/gemma-2-2b",
+    "gemma2-9b": "google/gemma-2-9b",
+    "llama-2-7b": "meta-llama/Llama-2-7b-hf",
+    "llama-3-8b": "meta-llama/Meta-Llama-3-8B",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+    "llama-3.2-1B": "meta-llama/Llama-3.2-1B",
+    "llama-3.2-3B": "meta-llama/Llama-3.2-3B",
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
+    "phi-2": "microsoft/phi-2",
+    "phi-3": "microsoft/Phi-3-mini-4k-instruct",
+    "stablelm-base-alpha-3b": "stabilityai/stablelm-base-alpha-3b",
+    "tiny-llama": "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T",
+}
+# The table spells some folders otherwise.
+CONFIG_HUB_FOLDERS = {"gemma2b": "gemma2-2b", "llama-3.2-1b": "llama-3.2-1B", "llama-3.2-3b": "llama-3.2-3B"}
+LORA_PARTS = ("query", "key", "value", "projection", "mlp", "head")
+
+
+def show(clone: Path, name: str) -> str:
+    """The text of ``commit:path`` in a clone."""
+    found = subprocess.run(["git", "-C", str(clone), "show", name], capture_output=True, text=True, check=True)
+    return found.stdout
+
+
+def setting(text: str, name: str) -> str:
+    """The value of ``name`` in a flat YAML text, empty where it is not stated."""
+    found = re.search(rf"^ *{name}: *(\S*)", text, re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def cells(line: str) -> list[str]:
+    """The cells of one line of a Markdown table."""
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def config_hub_rows(clone: Path) -> Iterator[Row]:
+    """litgpt's table of ready configurations: one A10G, Alpaca2k cut to 512 tokens, no activation checkpointing.
+
+    Rows marked 4xA10G repeat the one-GPU configurations on such a machine (their files say ``devices: 1``); those
+    whose files say more devices are left out, since the table does not say how many were used.
+    """
+    known = set()
+    for line in show(clone, f"HEAD:{CONFIG_HUB}README.md").splitlines():
+        found = cells(line)
+        if len(found) < 9 or not found[0].endswith(".yaml") or found[5] != "1xA10G" or found[0] in known:
+            continue
+        known.add(found[0])
+        folder, _, file = found[0].partition("/")
+        folder = CONFIG_HUB_FOLDERS.get(folder, folder)
+        text = show(clone, f"HEAD:{CONFIG_HUB}{folder}/{file}")
+        if folder in CONFIG_HUB_MODELS and setting(text, "devices") == "1":
+            yield config_hub_row(folder, file.removesuffix(".yaml"), text, found)
+
+
+def config_hub_row(folder: str, method: str, text: str, found: list[str]) -> Row:
+    micro = int(setting(text, "micro_batch_size"))
+    parts = [part for part in LORA_PARTS if setting(text, f"lora_{part}") == "true"]
+    row: Row = {
+        "id": f"more-litgpthub-{folder}-{method}",
+        "source": f"Lightning-AI/litgpt:{CONFIG_HUB}README.md",
+        "model": CONFIG_HUB_MODELS[folder],
+        "method": method,
+        "lora_rank": int(setting(text, "lora_r")) if parts else None,
+        "lora_targets": ",".join(parts) or None,
+        "quant_bits": 4 if setting(text, "quantize") else None,
+        "seq_len": int(found[3]),
+        "micro_batch": micro,
+        "grad_accum": int(setting(text, "global_batch_size")) // micro,
+        "optimizer": "bitsandbytes PagedAdamW" if method == "qlora" else "torch AdamW (foreach)",
+        "precision": "pure bf16 (bf16-true)",
+        "grad_ckpt": False,
+        "gpus": 1,
+        "gpu_model": "A10G-24GB",
+        "sharding": "none",
+        "offload": "none",
+        "note": f"Alpaca2k; lora_dropout {setting(text, 'lora_dropout') or 0}; quantize "
+        f"{setting(text, 'quantize') or 'none'}; chunked loss in lora, whole logits in full",
+        "stack": "litgpt",
+    }
+    if found[8] == "OOM":
+        return row | {"kind": "OOM", "gpu_memory_gb": 24}
+    return row | {"peak_gb": float(found[8].removesuffix(" GB")), "unit": "GB", "measure": "allocated"}
