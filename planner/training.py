@@ -91,6 +91,8 @@ class TrainingSetup:
     def _complete(self) -> None:
         if self.method == "qlora" and self.quantization_bit is None:
             self.__dict__["quantization_bit"] = 4
+        if self.stage == "dpo" and self.pref_loss in ("orpo", "simpo"):  # LLaMA-Factory's name for those stages
+            self.__dict__["stage"] = self.pref_loss
 
     @property
     def is_adapter(self) -> bool:
@@ -119,6 +121,7 @@ class TrainingSetup:
 
 Reader = Callable[[str, Any], Any]
 _WHOLE = re.compile(r"[+-]?\d+")
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # no file, no name and no screen takes these
 
 
 def _wrong(name: str, value: Any, wanted: str) -> InputError:
@@ -176,7 +179,7 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable():
+    if not isinstance(value, str) or not value or _UNWRITABLE.search(value):
         raise _wrong(name, value, "it must be a word")
     return value
 

@@ -53,15 +53,15 @@ def _transformers_packages(setup: TrainingSetup) -> list[str]:
 
 
 def _llamafactory_after(setup: TrainingSetup, context: EmitContext) -> list[str]:
-    template = (f"template={context.template}",) if context.template else ()
+    # Without a YAML file in front of them, LLaMA-Factory 0.9.5 reads settings as --flags only (hparams/parser.py).
+    template = ("--template", context.template) if context.template else ()
     if not setup.is_adapter:
-        return [
-            f"Talk to it: {_code('llamafactory-cli', 'chat', f'model_name_or_path={context.output_dir}', *template)}"
-        ]
-    where = (f"model_name_or_path={context.model_path}", f"adapter_name_or_path={context.output_dir}", *template)
+        whole = ("--model_name_or_path", context.output_dir, *template)
+        return [f"Talk to it: {_code('llamafactory-cli', 'chat', *whole)}"]
+    where = ("--model_name_or_path", context.model_path, "--adapter_name_or_path", context.output_dir, *template)
     return [
         "The result is an adapter. Merge it into the unquantized base: "
-        + _code("llamafactory-cli", "export", *where, "export_dir=merged"),
+        + _code("llamafactory-cli", "export", *where, "--export_dir", "merged"),
         f"Talk to it: {_code('llamafactory-cli', 'chat', *where)}",
     ]
 

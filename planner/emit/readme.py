@@ -55,7 +55,8 @@ def readme(
         files=[(name, _WHAT.get(name, "training samples")) for name in sorted(names)],
         packages=guide.packages(setup),
         nodes=context.nodes,
-        is_zero=setup.parallelism in ZERO,
+        smaller=_smaller(setup),
+        batch_in_deepspeed=setup.parallelism in ZERO,
         is_nvme=setup.offload == "nvme",
         several=context.world_size > 1,
         has_unused_validation=data.eval_dataset is not None and setup.eval_micro_batch_size is None,
@@ -63,6 +64,13 @@ def readme(
         settings_file=guide.settings_file,
         after=guide.after(setup, context),
     )
+
+
+def _smaller(setup: TrainingSetup) -> tuple[int, int] | None:
+    """The next smaller micro batch with the same effective batch, and its accumulation; None at micro batch 1."""
+    micro, each = setup.micro_batch_size, setup.micro_batch_size * setup.gradient_accumulation_steps
+    size = next((size for size in range(micro - 1, 0, -1) if each % size == 0), None)
+    return None if size is None else (size, each // size)
 
 
 def _line(text: str) -> str:

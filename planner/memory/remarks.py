@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.hardware.machine import Machine
+from planner.memory.models import named
 from planner.memory.regime import Regime
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup
@@ -40,6 +41,10 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
         said.append(f"the parameter count of {spec.id} could not be verified")
     if setup.stage in ("kto", "ppo", "grpo"):
         said.append(f"stage {setup.stage} is priced from its source code; no published peak was available to test it")
+    for name in ("ref_model", "reward_model"):
+        other = getattr(setup, name)
+        if other and named(other) is None:
+            said.append(f"{name} {other} is not known here: it is priced as if it were as large as the model")
     for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"):
         if getattr(setup, name) > 1:
             said.append(f"{name} is priced by dividing the model; no published peak was available to test it")

@@ -173,6 +173,21 @@ def _narrowest(spec: ModelSpec, targets: Targets) -> int | None:
     return min(sides, default=None)
 
 
+def _additional_target(facts: Facts) -> Targets | None:
+    """What is trained whole beside adapters, None for nothing. Raises InputError for what the model does not have."""
+    names = facts.setup.additional_target
+    if names and facts.spec and facts.setup.is_adapter:
+        _require_modules(facts.spec, names)
+    return names or None
+
+
+@lru_cache(maxsize=256)
+def _require_modules(spec: ModelSpec, names: tuple[str, ...]) -> None:
+    from planner.model.modules import additional_parameters
+
+    additional_parameters(spec, [name for name in names if "norm" not in name and not name.startswith("ln_")])
+
+
 DERIVED: dict[str, Callable[[Facts], Any]] = {
     "parallelism": _parallelism,
     "deepspeed": lambda facts: facts.get("parallelism").startswith("zero"),
@@ -180,7 +195,7 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "sharded_weights": lambda facts: facts.get("parallelism") in ("zero3", "fsdp", "fsdp2"),
     "pure_bf16": _pure_bf16,
     "adapter": lambda facts: facts.setup.is_adapter,
-    "additional_target": lambda facts: facts.setup.additional_target or None,
+    "additional_target": _additional_target,
     "checkpointed": lambda facts: facts.setup.gradient_checkpointing is not False,
     "model_parallel": _model_parallel,
     "parallel_remainder": lambda facts: (_world(facts) or 0) % _model_parallel(facts),

@@ -216,3 +216,24 @@ def test_readme_shows_the_price_and_marks_the_demo() -> None:
     assert "| **required** | 15.00 GiB |" in text
     assert "demo set of 60 samples" in text
     assert "63 sequences instead of 64" in text
+
+
+@pytest.mark.parametrize(
+    ("micro", "accumulation", "advice"),
+    [
+        (3, 7, "Set `per_device_train_batch_size` to 1 and `gradient_accumulation_steps` to 21"),
+        (8, 2, "Set `per_device_train_batch_size` to 4 and `gradient_accumulation_steps` to 4"),
+        (1, 21, "The micro batch is 1 already"),
+    ],
+)
+def test_readme_lowers_the_micro_batch_to_one_that_divides(micro: int, accumulation: int, advice: str) -> None:
+    text = files_of(ANY.but(micro_batch_size=micro, gradient_accumulation_steps=accumulation))["README.md"]
+    assert advice in text
+
+
+def test_readme_speaks_to_llamafactory_in_flags() -> None:
+    """Settings without dashes are read behind a YAML file only (LLaMA-Factory 0.9.5 hparams/parser.py read_args)."""
+    text = files_of()["README.md"]
+    assert "llamafactory-cli export --model_name_or_path " in text
+    assert "--adapter_name_or_path output" in text
+    assert " model_name_or_path=" not in text

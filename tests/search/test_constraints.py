@@ -87,6 +87,7 @@ FORBIDDEN = [
     ("lf-45-galore-optim", {"method": "galore", "optim": "sgd"}),
     ("lf-45b-apollo-optim", {"method": "apollo", "optim": "adamw_8bit"}),
     ("lf-52-grpo", {"stage": "grpo"}),
+    ("lf-04b-pref-loss", {"stage": "dpo", "pref_loss": "sigmod"}),
     ("parallel-product", {"tensor_parallel": 2}),
     ("parallel-too-large", {"tensor_parallel": 4}),
     ("lora-rank-width", {"lora_rank": 513}),
@@ -98,6 +99,13 @@ FORBIDDEN = [
     ("flash-attention-fp32", {"attention": "flash_attention_2", "compute_dtype": "fp32"}),
     ("experts-parallel", {"expert_parallel": 3}),
 ]
+
+
+def test_a_module_trained_whole_must_be_one_of_the_models() -> None:
+    for names in (["embed_tokens"], ["model.embed_tokens", "lm_head"], ["gate_proj", "norm"]):
+        assert check(setup(additional_target=names), SPEC, machine(1)) == ()
+    with pytest.raises(InputError, match="additional_target 'embeddings' is no module"):
+        check(setup(additional_target=["embeddings"]), SPEC, machine(1))
 
 
 @pytest.mark.parametrize(
