@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from planner.cli.commands.models import models_command
 from planner.errors import InputError
+from planner.hardware.parse import parse_machine
+from planner.hardware.store import machine_to_json
 
 APP = typer.Typer()
 APP.command()(models_command)
@@ -52,3 +54,14 @@ def test_json_is_one_document(monkeypatch):
 def test_nothing_found_offers_the_nearest(monkeypatch):
     with pytest.raises(InputError, match=r"no model of the catalogue matches 'quen2\.5-7b'; did you mean Qwen2\.5-7B"):
         run(monkeypatch, "quen2.5-7b")
+
+
+def test_a_saved_machine_leaves_what_its_largest_card_can_hold(monkeypatch, tmp_path):
+    saved = tmp_path / "machine.json"
+    saved.write_text(machine_to_json(parse_machine("1xRTX4090", None)))
+    shown = json.loads(run(monkeypatch, "qwen2.5", "--machine", str(saved), "--json").stdout)
+    found = {entry["id"] for entry in shown["models"]}
+    assert "Qwen/Qwen2.5-32B" in found
+    assert "Qwen/Qwen2.5-72B" not in found
+    with pytest.raises(InputError, match=r"24\.0 GiB"):
+        run(monkeypatch, "deepseek-v3", "--machine", str(saved))

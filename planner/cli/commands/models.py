@@ -21,6 +21,10 @@ def models_command(
     query: Annotated[
         list[str] | None, typer.Argument(help="words of a name, such as qwen2.5 or 7B; all without")
     ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option("--machine", metavar="FILE", help="only models whose 4-bit weights fit a card of a saved probe"),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> None:
     """The models that --model knows by name, counted exactly: `plan models qwen2.5 7b`.
@@ -35,6 +39,8 @@ def models_command(
         raise _nothing(words)
     sizes = [row for row in found if row.kind == "size"]
     models = [(row, from_row(row)) for row in found if row.kind == "model"]
+    if machine is not None:
+        models, sizes = _that_fit(models, machine), []
     if json_output:
         from planner.cli.io import write_out
         from planner.cli.jsonout import document
@@ -45,6 +51,23 @@ def models_command(
     from planner.cli.io import screen
 
     screen(*_tables(sizes, models), *_details(models))
+
+
+def _that_fit(models: Sequence[tuple[Row, ModelSpec]], path: str) -> list[tuple[Row, ModelSpec]]:
+    """Models whose weights in 4 bit, the least that any method holds, fit the largest card of a saved probe."""
+    from planner.errors import InputError
+    from planner.hardware.load import load_machine
+    from planner.model.stored import stored_bytes_nf4
+    from planner.units import show_gib
+
+    cards = load_machine(gpus=None, ram=None, machine_file=path).gpus
+    largest_bytes = max(gpu.capacity_bytes for gpu in cards)
+    found = [(row, spec) for row, spec in models if stored_bytes_nf4(spec) <= largest_bytes]
+    if not found:
+        raise InputError(
+            f"no such model has 4-bit weights that fit {show_gib(largest_bytes)}, the largest card of {path!r}"
+        )
+    return found
 
 
 def _tables(sizes: Sequence[Row], models: Sequence[tuple[Row, ModelSpec]]) -> list[RenderableType]:
