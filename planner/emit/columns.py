@@ -26,6 +26,7 @@ _OPENAI_TAGS = {
     "system_tag": "system",
 }
 _WHOLE_FILE_BYTES = 64 << 20
+_TOO_DEEP = "its lists or objects lie too deep in each other"
 _COUNTED_BYTES = 1 << 30
 
 
@@ -92,6 +93,8 @@ def _json_head(path: Path) -> Table:
         first, _ = json.JSONDecoder().raw_decode(text[1:].lstrip())
     except ValueError as problem:
         raise InputError(f"--data {str(path)!r} is not JSON: {problem}") from None
+    except RecursionError:
+        raise InputError(f"--data {str(path)!r} is not read: {_TOO_DEEP}") from None
     return Table(columns=tuple(_object(first, path)), samples=None, first=first)
 
 
@@ -100,6 +103,8 @@ def _parse(text: str, path: Path) -> Any:
         return json.loads(text)
     except ValueError as problem:
         raise InputError(f"--data {str(path)!r} is not JSON: {problem}") from None
+    except RecursionError:
+        raise InputError(f"--data {str(path)!r} is not read: {_TOO_DEEP}") from None
 
 
 def _csv(path: Path) -> Table:

@@ -49,17 +49,14 @@ def write_folder(
     Raises InputError where the folder exists, cannot be written, or a file stands in its way.
     """
     _check_names(files)
-    target = (
-        _numbered(base / (name or _name_of(files)), files)
-        if out is None
-        else _explicit(Path(out).expanduser(), files, force)
-    )
-    unchanged = _holds(target, files)
-    if not unchanged:
-        try:
+    wanted = base / (name or _name_of(files)) if out is None else Path(out)
+    try:
+        target = _numbered(wanted, files) if out is None else _explicit(wanted.expanduser(), files, force)
+        unchanged = _holds(target, files)
+        if not unchanged:
             _place(files, target)
-        except OSError as problem:
-            raise InputError(f"--out {str(target)!r} cannot be written: {_reason(problem)}") from None
+    except (OSError, ValueError, RuntimeError) as problem:  # also a null byte, or the home of nobody
+        raise InputError(f"--out {str(wanted)!r} cannot be written: {_reason(problem)}") from None
     return Written(folder=target, files=tuple(files), unchanged=unchanged)
 
 
@@ -67,8 +64,8 @@ def _name_of(files: Mapping[str, str]) -> str:
     return str(json.loads(files.get("plan.json", "{}")).get("name") or "plan")
 
 
-def _reason(problem: OSError) -> str:
-    return (problem.strerror or str(problem)).lower()
+def _reason(problem: Exception) -> str:
+    return str(getattr(problem, "strerror", None) or problem).lower()
 
 
 def _check_names(files: Mapping[str, str]) -> None:

@@ -179,7 +179,7 @@ def make_round(desk: Desk, terms: Terms, rung: Rung | None, rungs: Sequence[Rung
     """One class as a round: its base with the free rungs, and why rules shut it out, if they do."""
     space = build_space(desk, terms, rung, rungs)
     label = rung.title if rung else _label(terms.start)
-    return Round(rung, label, method_class_of(space.base), space, space.refused())
+    return Round(rung, label, method_class_of(space.base), space, terms.against(space.base) or space.refused())
 
 
 @dataclass(eq=False, repr=False)

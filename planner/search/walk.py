@@ -18,6 +18,7 @@ from planner.search.facts import Facts
 from planner.search.rungs import Ladder, Rung, load_ladder
 from planner.training import TrainingSetup, setup_from_mapping
 
+ADAPTER_FIELDS = ("adapter_dtype", "additional_target")
 # What switches of free rungs are when they are off; a required rung is compared with the setup without it.
 _PLAIN: dict[str, Any] = {"liger_kernel": False, "unsloth": False, "attention": "eager", "optim": "adamw_torch"}
 
@@ -43,8 +44,20 @@ class Terms:
                 return f"{name} {_said(self.fixed[name])} was asked for"
         if rung.steps is not None and self._is_fixed(rung):
             return f"{rung.steps} was asked for"
-        if rung.on_request and rung.id not in self.request.allow:
+        if rung.on_request and rung.id not in self.request.allow and not self._is_pinned(rung):
             return f"on request only: --allow {rung.id}"
+        return None
+
+    def _is_pinned(self, rung: Rung) -> bool:
+        """True where flags ask for all that the rung changes beside the method: --quantization-bit 8, say."""
+        changes = {name: value for name, value in rung.changes.items() if name != "method"}
+        return bool(changes) and all(self.request.pinned.get(name) == value for name, value in changes.items())
+
+    def against(self, setup: TrainingSetup) -> str | None:
+        """Why a class leaves out something that was asked for, or None."""
+        asked = [name for name in ADAPTER_FIELDS if self.request.pinned.get(name)]
+        if asked and not setup.is_adapter:
+            return f"{asked[0]} belongs to an adapter, and method {setup.method} has none: use lora, qlora or dora"
         return None
 
     def unmet(self, rung: Rung, setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> str | None:
@@ -75,6 +88,8 @@ def settle(request: Request, spec: ModelSpec, machine: Machine) -> Terms:
     _check_ids(request, ladder)
     required = _required(request, ladder)
     pinned = {**_from_request(request), **request.pinned}
+    if machine.world_size == 1 and pinned.get("parallelism") == "ddp":
+        pinned["parallelism"] = "none"  # one process: no trainer wraps the model for that
     fixed = {**pinned, **_changes(required, pinned)}
     shared = [int(fixed.get(f"{kind}_parallel", 1)) for kind in ("tensor", "pipeline", "context")]
     ranks = max(1, machine.world_size // (shared[0] * shared[1] * shared[2]))

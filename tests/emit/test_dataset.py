@@ -147,3 +147,10 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
         data_source(str(tmp_path / "none.jsonl"), "sft")
     with pytest.raises(InputError, match="no train file"):
         data_source(str(tmp_path), "sft")
+
+
+def test_json_that_nests_too_deep_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="too deep"):
+        data_source(str(path), "sft")

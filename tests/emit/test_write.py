@@ -103,3 +103,10 @@ def test_names_stay_inside_the_folder(tmp_path: Path) -> None:
     for name in ("../x", "/x", "a/../../x", ""):
         with pytest.raises(ValueError, match="inside a folder"):
             write_folder({name: ""}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "~nobody-of-that-name/out"])
+def test_a_folder_that_cannot_exist_is_one_sentence(name: str, tmp_path: Path) -> None:
+    wanted = name if name.startswith("~") else str(tmp_path / name)
+    with pytest.raises(InputError, match=r"--out .* cannot be written"):
+        write_folder(FILES, wanted)

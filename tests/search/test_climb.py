@@ -365,3 +365,24 @@ def test_an_offload_that_no_rung_speaks_of_stays_where_the_walk_starts() -> None
     chosen = plan(4, 80, pinned={"offload": "params"}).chosen
     assert chosen is not None
     assert (chosen.setup.parallelism, chosen.setup.offload) == ("zero3", "params")
+
+
+def test_bits_that_were_asked_for_bring_the_class_that_has_them() -> None:
+    chosen = plan(1, 80, pinned={"quantization_bit": 8}).chosen
+    assert chosen is not None
+    assert (chosen.setup.method, chosen.setup.quantization_bit) == ("qlora", 8)
+
+
+@pytest.mark.parametrize("pinned", [{"adapter_dtype": "bf16"}, {"additional_target": ("embed_tokens",)}])
+def test_what_only_adapters_have_keeps_other_classes_out(pinned: dict[str, Any]) -> None:
+    chosen = plan(8, 80, pinned=pinned).chosen
+    assert chosen is not None
+    assert chosen.setup.method == "lora"
+    with pytest.raises(InputError, match=f"{next(iter(pinned))} belongs to an adapter, and method full has none"):
+        plan(8, 80, method="full", pinned=pinned)
+
+
+def test_ddp_of_one_gpu_is_none() -> None:
+    chosen = plan(1, 80, pinned={"parallelism": "ddp"}).chosen
+    assert chosen is not None
+    assert chosen.setup.parallelism == "none"
