@@ -23,7 +23,8 @@ CARD_SHARE = 0.97  # of a card's nominal size that a job may use, as for sizes w
 def remedies_of(desk: Desk, outcome: Outcome) -> tuple[str, ...]:
     """Sentences, the nearest remedy first: another method, shorter sequences, more GPUs, a larger card, host memory."""
     found = (_host, _method, _length, _count, _card, _offload, _layer)
-    return tuple(sentence for look in found for sentence in look(desk, outcome))
+    sentences = tuple(sentence for look in found for sentence in look(desk, outcome))
+    return sentences or tuple(_more_and_larger(desk, outcome))
 
 
 def _host(desk: Desk, outcome: Outcome) -> Iterator[str]:
@@ -89,6 +90,18 @@ def _card(desk: Desk, outcome: Outcome) -> Iterator[str]:
         if label is not None:
             yield f"{desk.machine.world_size} x {size} GB would do, with {label}"
             return
+
+
+def _more_and_larger(desk: Desk, outcome: Outcome) -> Iterator[str]:
+    """Where neither alone does: a node of eight larger cards, then eight such nodes."""
+    for nodes in (1, 8):
+        for size in CARD_GIB:
+            gpu = replace(desk.machine.smallest, capacity_bytes=int(size * GIB * CARD_SHARE), nominal_bytes=size * GIB)
+            machine = replace(desk.machine, gpus=_copies(gpu, 8), nodes=nodes)
+            label = _fits_on(desk, outcome, machine)
+            if label is not None:
+                yield f"{machine.world_size} x {size} GB would do, with {label}"
+                return
 
 
 def _offload(desk: Desk, outcome: Outcome) -> Iterator[str]:

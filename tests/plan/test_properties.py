@@ -80,3 +80,9 @@ def test_nothing_fits_always_says_what_would(job: dict[str, Any]) -> None:
     assert answer.nearest_miss is not None
     assert answer.remedies
     assert answer.reasons
+
+
+def test_where_neither_more_nor_larger_cards_do_both_are_named() -> None:
+    """PPO of 70B parameters holds two 16-bit models: one card never does, and 64 of 24 GB have no room beside them."""
+    job = {"model": "Llama-3.1-70B", "gpus": "1x24GB", "ram": None, "stage": "ppo", "seq_len": 4096}
+    assert plan(job).remedies == ("8 x 80 GB would do, with LoRA under ZeRO-3",)
