@@ -45,6 +45,7 @@ CARDS = {
     "RTX 4090 24GB": "RTX4090",
     "A5000 24GB": "RTXA5000",
     "A10G-24GB": "A10G-24GB",
+    "T4 16GB": "T4",
     "40GB card": "40GB",
     ">=40GB card": "40GB",
     "24GB card": "24GB",
@@ -319,6 +320,24 @@ def _peft_docs(row: Row) -> Setup:
     return setup
 
 
+def _fitcheck(row: Row) -> Setup:
+    """A hand-written loop around transformers and peft, whose ``outputs`` live through backward."""
+    if "repeated" in row["attn"]:
+        raise NotStatableError("keys and values repeated by a patch in front of the attention kernel")
+    setup: Setup = {
+        "engine": "pytorch",
+        "versions": {"transformers": row["note"].split("transformers ")[1].split(";")[0]},
+        "optim": "adamw_torch",
+        "attention": "eager" if row["attn"] == "eager" else "sdpa",
+        "compute_dtype": "fp16",
+        "adapter_dtype": "fp32",
+        "lora_target": row["lora_targets"].split(","),
+    }
+    if row["quant_bits"]:
+        setup |= {"quantization_bit": 4, "double_quantization": False, "kbit_upcast": "all"}
+    return setup
+
+
 def _component(row: Row) -> Setup:
     raise NotStatableError("a component alone (lm_head and loss), not a training step")
 
@@ -334,5 +353,6 @@ STATERS: dict[str, Callable[[Row], Setup]] = {
     "qwen1-": _qwen,
     "fsdpqlora-": _fsdp_qlora,
     "peftdocs-": _peft_docs,
+    "fitcheck-": _fitcheck,
     "xtuner-": _component,
 }

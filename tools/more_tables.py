@@ -5,6 +5,7 @@ Each function takes one clone (a bare one does) and yields rows; ``more_measurem
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -99,3 +100,51 @@ def config_hub_row(folder: str, method: str, text: str, found: list[str]) -> Row
     if found[8] == "OOM":
         return row | {"kind": "OOM", "gpu_memory_gb": 24}
     return row | {"peak_gb": float(found[8].removesuffix(" GB")), "unit": "GB", "measure": "allocated"}
+
+
+def fitcheck_rows(folder: Path) -> Iterator[Row]:
+    """fitcheck's archive of single steps on one T4: ``folder`` is its ``data/measurements``.
+
+    Rows that its manifest excludes or calls repeats are left out.
+    """
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for line in manifest["rows"]:
+        if line["role"] in ("excluded", "repeat"):
+            continue
+        found = json.loads((folder / line["file"]).read_text())["runs"][line["index"]]
+        yield fitcheck_row(line, found["measured"], found["model_config"], manifest["sessions"][line["session"]])
+
+
+def fitcheck_row(line: Row, measured: Row, config: Row, session: Row) -> Row:
+    ran = line["identity"]
+    grouped = config["num_kv_heads"] != config["num_attention_heads"]
+    attention = "eager" if ran["kernel"] == "eager" else "sdpa, memory-efficient backend"
+    return {
+        "id": f"more-fitcheck-{line['file'].removesuffix('.json')}-{line['index']:02}",
+        "source": f"Anassbzdd/fitcheck:data/measurements/{line['file']}",
+        "model": line["model_id"],
+        "method": "qlora" if ran["quantization"] == "nf4" else "lora",
+        "lora_rank": ran["lora_rank"],
+        "lora_targets": ",".join(ran["lora_targets"]),
+        "quant_bits": 4 if ran["quantization"] == "nf4" else None,
+        "seq_len": ran["seq_len"],
+        "micro_batch": ran["batch_size"],
+        "optimizer": "torch AdamW",
+        "precision": "fp16 base, fp32 adapters, no autocast",
+        "grad_ckpt": ran["grad_checkpoint"],
+        "attn": attention + (", grouped keys and values repeated" if grouped and "sdpa" in attention else ""),
+        "gpus": 1,
+        "gpu_model": "T4 16GB",
+        "sharding": "none",
+        "offload": "none",
+        "peak_gb": round(measured["peak_allocated_mib"] / 1024, 6),
+        "unit": "GiB",
+        "measure": "allocated",
+        "alt_peaks": [
+            {"measure": "reserved", "peak_gb": round(measured["peak_reserved_mib"] / 1024, 6), "unit": "GiB"},
+            {"measure": "nvidia-smi", "peak_gb": round(measured["process_mib"] / 1024, 6), "unit": "GiB"},
+        ],
+        "note": f"second step of a hand-written loop; prepare_model_for_kbit_training where quantized; transformers "
+        f"{session['transformers']}; torch {session['torch']}; nvidia-smi: device memory less what was in use before",
+        "stack": "hf-loop",
+    }

@@ -102,7 +102,7 @@ def _math(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
     masked = p.new(heads, itemsize)
     p.link(masked, (scores,), (PASS,))
     del scores
-    weights = p.unary(masked, saves="output")
+    weights = p.softmax(masked)
     del masked
     out = p.new((0, _out_width(a), 0), itemsize)
     p.link(out, (weights, v), ((heads, itemsize), (v.elems, itemsize)), saved=(weights, v))
@@ -112,12 +112,14 @@ def _math(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
 def _probabilities(p: Program, scores: Tensor, itemsize: int) -> Tensor:
     """Softmax over the scores: in fp32 and cast back, or, with gpt-oss's sinks, in the scores' own dtype."""
     if p.mode.kernel == "sinks":
-        joined = p.new(scores.elems, scores.itemsize)  # scores and sinks, then less their maximum
+        wide = p.mode.trained and p.mode.trained_itemsize == FP32  # concatenated with fp32 sinks
+        joined = p.new(scores.elems, FP32 if wide else scores.itemsize)  # scores and sinks, then less their maximum
         p.link(joined, (scores,), ((scores.elems, scores.itemsize),))
         lowered = p.scale(joined)
         del joined
-        return p.unary(lowered, saves="output")
-    wide = p.cast(scores, FP32)  # softmax(dtype=float32) of bfloat16 converts first
-    probabilities = p.unary(wide, saves="output")
+        return p.softmax(lowered)
+    # softmax(dtype=float32) of bfloat16 converts first, of float16 one kernel does both (aten native/SoftMax.cpp)
+    wide = scores if p.mode.half else p.cast(scores, FP32)
+    probabilities = p.softmax(wide, FP32)
     del wide
     return p.cast(probabilities, itemsize)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.memory.regime import LOSS_IN_MODEL, LossCopies, Regime, bytes_of, version_of
+from planner.memory.regime import HAND_WRITTEN, LOSS_IN_MODEL, LossCopies, Regime, bytes_of, version_of
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup
 
@@ -34,7 +34,7 @@ CURVES: dict[LossCopies, LossCurve] = {
     # 16-bit throughout: logits, shifted copy, log-softmax; the outputs stay alive in backward (measured: santacoder)
     "in_model": LossCurve(6, 8, 4),
     "trl": LossCurve(12, 12, 2),
-    "loop": LossCurve(10, 14, 4),
+    "loop": LossCurve(10, 14, 4),  # as hf_4_49; a loop's ``outputs`` hold the 16-bit logits through backward
     "torchtune": LossCurve(10, 12, 2),  # logits.float() replaces them and stays
     "fused": LossCurve(8, 8, 2),
 }
@@ -66,6 +66,7 @@ class LossBytes:
     temporary: int = 0
     head_temporary: int = 0  # copies of a packed head beside its products
     repeated: int = 0  # a loop that names its logits holds the last micro batch's until the next ones exist
+    outputs: int = 0  # logits that a hand-written loop's name holds until backward is over
     head_gradient: int = 0  # chunk by chunk, the head's gradient so far and the next chunk's exist together
 
 
@@ -110,8 +111,10 @@ def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: in
     if regime.loss == "chunked":
         return _chunked(setup, spec, regime, tokens, head_trained=head_trained)
     curve = loss_curve(setup, spec, regime)
-    if regime.compute == "fp32":
-        curve = LossCurve(8 if curve.forward <= 10 else curve.forward, 12, 4)
+    by_hand = setup.engine in HAND_WRITTEN
+    if regime.compute == "fp32" or (by_hand and regime.head == "fp32"):
+        held = 4 if by_hand else 0  # the loop's outputs, which are the logits themselves
+        curve = LossCurve(8 if curve.forward <= 10 else curve.forward, 12 + held, 4 + held)
     capped = 2 if spec.head_softcap else 0  # tanh keeps its output
     # one sequence without its last token is contiguous already, so it is not copied
     viewed = 4 if regime.loss in SHIFTED_COPY and setup.stage in ("pt", "sft") and tokens == setup.seq_len else 0
@@ -119,6 +122,7 @@ def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: in
         forward=(curve.forward - viewed + capped) * vocab * tokens,
         backward=(curve.backward + capped) * vocab * tokens if curve.backward else 0,
         head=curve.head * vocab * tokens,
+        outputs=(4 if regime.head == "fp32" else 2) * vocab * tokens if setup.engine in HAND_WRITTEN else 0,
     )
 
 

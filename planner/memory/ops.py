@@ -50,6 +50,7 @@ class Mode:
     gradients_stay: bool = True
     residual_dropout: bool = False
     litgpt: bool = False  # litgpt's own blocks: see BlockModule._fused_projection, activate
+    half: bool = False  # 16-bit means float16
     packed_keeps_input: bool = False  # see LinearModule._packed
 
 
@@ -160,6 +161,14 @@ class Program(Tape):
         out = self.new(x.elems, x.itemsize)
         kept = {"input": x, "output": out, "none": None}[saves]
         self.link(out, (x,), ((x.elems, x.itemsize),), saved=(kept,))
+        return out
+
+    def softmax(self, x: Tensor, itemsize: int = 0) -> Tensor:
+        """Keeps its output (``itemsize`` bytes an element, x's own by default); on CUDA the backward first makes
+        grad * output (aten native/cuda/SoftMax.cu).
+        """
+        out = self.new(x.elems, itemsize or x.itemsize)
+        self.link(out, (x,), ((x.elems, x.itemsize),), saved=(out,), temps=((x.elems, out.itemsize, ACTIVATION),))
         return out
 
     def drop(self, x: Tensor) -> Tensor:

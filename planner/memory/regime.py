@@ -31,7 +31,9 @@ RESOLVED_VERSIONS: dict[str, dict[str, str]] = {
 TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "trl", "embedded", "axolotl"})
 # A trained embedding in fp32 hands out fp32: LLaMA-Factory casts all that trains.
 EMBEDDING_NAMES = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"})
-OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt"})
+OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt", "pytorch"})
+# A loop written by hand around transformers' model (and peft's adapters): its own loop, their code.
+HAND_WRITTEN = frozenset({"pytorch"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def _resolve(key: tuple[object, ...], keyed: Unhashed[TrainingSetup]) -> Regime:
         embedding=trained if full else ("fp32" if upcast == "all" else frozen),
         reentrant=_reentrant(setup),
         repeat_kv=_repeats_kv(setup, str(key[-2])),
-        stacked_experts=version_of(setup, "transformers") >= (5,) and setup.engine not in OWN_LOOPS,
+        stacked_experts=version_of(setup, "transformers") >= (5,) and setup.engine not in OWN_LOOPS - HAND_WRITTEN,
         upcast_frozen_on_sharding=sharded == "fsdp2" and autocast and version_of(setup, "accelerate") < (1, 12),
         quantized=quantized,
         whole=_whole_dtype(setup, adapter, frozen),
@@ -210,7 +212,7 @@ def _adapter_dtype(setup: TrainingSetup, sharded: str, quantized: str, compute: 
     """peft and LLaMA-Factory keep adapters in fp32, DeepSpeed in its 16-bit dtype; own loops follow the base."""
     if setup.adapter_dtype is not None:
         return setup.adapter_dtype
-    if sharded in DEEPSPEED or setup.engine in OWN_LOOPS:
+    if sharded in DEEPSPEED or setup.engine in OWN_LOOPS - HAND_WRITTEN:
         return compute
     return "fp32"
 
@@ -287,7 +289,7 @@ def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
 
 def _reentrant(setup: TrainingSetup) -> bool:
     """LLaMA-Factory and transformers 4 checkpoint reentrantly (not under FSDP2); transformers 5, own loops do not."""
-    if setup.parallelism == "fsdp2" or setup.engine in OWN_LOOPS or setup.engine == "embedded":
+    if setup.parallelism == "fsdp2" or setup.engine in OWN_LOOPS - HAND_WRITTEN or setup.engine == "embedded":
         return False
     return setup.engine == "llamafactory" or version_of(setup, "transformers") < (5,)
 

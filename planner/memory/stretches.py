@@ -234,5 +234,6 @@ def mode_of(
         gradients_stay=stay,
         residual_dropout=residual_dropout,
         litgpt=litgpt,
+        half=regime.compute == "fp16",
         packed_keeps_input=packed_keeps_input,
     )

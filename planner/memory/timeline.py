@@ -35,6 +35,7 @@ class Timeline:
         self.window = max(
             (m.at(self.tokens, self.squares) for s in self.stretches for m in s.curve.backward), default=0
         )
+        self.outputs = 0  # logits alive through the layers' backward
         self.best: dict[Phase, Bytes7] = {}
         self.totals: dict[Phase, int] = {}
         layout = step.layout
@@ -144,6 +145,7 @@ class Timeline:
         norm_kept, norm_out = norm_kept * self.tokens, norm_out * self.tokens
         loss = loss_bytes(step.setup, step.spec, step.regime, self.tokens, head_trained=step.parts.head_trained)
         head_cast, gathered = self._head_cast(), layout.gathered_loss
+        self.outputs = loss.outputs
         gradients = layout.gradients_carried + loss.kept
         self.at("loss", below + norm_kept + norm_out, logits=loss.forward, gradients=gradients,
                 temporaries=casts + head_cast + loss.temporary, gathered=gathered)  # fmt: skip
@@ -215,7 +217,8 @@ class Timeline:
             for done in {0, stretch.number - 1}:
                 rest = below - (done + 1) * each + own + self._lingering(finished + done, each)
                 for moment in stretch.curve.backward:
-                    self.at("backward", rest, gradients=gradients + done * per_layer, gathered=gathered, moment=moment)
+                    self.at("backward", rest, gradients=gradients + done * per_layer, logits=self.outputs,
+                            gathered=gathered, moment=moment)  # fmt: skip
             below -= stretch.number * each
             finished += stretch.number
             gradients += stretch.number * per_layer
@@ -243,11 +246,12 @@ class Timeline:
         arriving = layout.gradients.get("embedding", 0)
         anew = step.regime.autocast is not None or step.setup.torch_compile or step.regime.loss == "fused_linear"
         summed = 0 if anew else self._tied_head()
-        self.at("backward", self.stream, gradients=gradients + arriving + summed,
+        self.at("backward", self.stream, gradients=gradients + arriving + summed, logits=self.outputs,
                 gathered=layout.reducing + layout.end_of_backward)  # fmt: skip
         if step.setup.gradient_accumulation_steps > 1 and step.parts.trained:
             largest = max(unit.largest_trained for unit in step.parts.units) * bytes_of(step.regime.gradient)
-            self.at("backward", self.stream, gradients=gradients + arriving + largest, gathered=layout.reducing)
+            self.at("backward", self.stream, gradients=gradients + arriving + largest, logits=self.outputs,
+                    gathered=layout.reducing)  # fmt: skip
 
     def _optimizer(self) -> None:
         layout = self.step.layout

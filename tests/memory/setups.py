@@ -22,7 +22,8 @@ MACHINES = {text: parse_machine(text) for text in (*ONE, *SEVERAL)}
 METHODS = ("full", "freeze", "lora", "dora", "qlora", "oft", "galore", "apollo", "badam")
 STAGES = ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo")
 ENGINES = (
-    "llamafactory", "transformers", "trl", "embedded", "axolotl", "torchtune", "torchtitan", "litgpt", "someone-elses",
+    "llamafactory", "transformers", "trl", "embedded", "axolotl", "torchtune", "torchtitan", "litgpt", "pytorch",
+    "someone-elses",
 )  # fmt: skip
 OPTIMIZERS = (
     "adamw_torch",

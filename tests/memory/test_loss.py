@@ -41,6 +41,7 @@ def plain(version: str) -> dict[str, Any]:
         pytest.param({"compute_dtype": "fp32"}, 8, 12, id="fp32 logits"),
         pytest.param({"loss": "fused"}, 8, 8, id="a fused kernel in place"),
         pytest.param({"engine": "torchtitan"}, 10, 14, id="a loop that holds the outputs"),
+        pytest.param({"engine": "pytorch"}, 10, 14, id="a hand-written loop holds 16-bit outputs"),
         pytest.param({"engine": "trl"}, 12, 12, id="TRL's metrics"),
     ],
 )
@@ -120,3 +121,12 @@ def test_more_tokens_never_need_less(tokens: int, extra: int, liger: bool) -> No
     less, more = (loss_of(n, liger_kernel=liger) for n in (tokens, tokens + extra))
     assert more.forward >= less.forward
     assert more.backward >= less.backward
+
+
+def test_a_hand_written_loop_holds_its_outputs_through_backward() -> None:
+    """fp32 logits of a head that kbit preparation made fp32: 4 bytes of them live beside the layers' backward."""
+    fields = {"engine": "pytorch", "method": "qlora", "compute_dtype": "fp16"}
+    assert loss_of(**fields, kbit_upcast="all").outputs == 4 * V * TOKENS
+    assert loss_of(**fields, kbit_upcast="all").backward == 16 * V * TOKENS
+    assert loss_of(**fields, kbit_upcast="none").outputs == 2 * V * TOKENS
+    assert loss_of(engine="transformers").outputs == 0

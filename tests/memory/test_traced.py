@@ -24,7 +24,6 @@ BOUNDS = {
     "full-adafactor": (0.02, "the update of the tensor before is priced beside the next one's; the trace has one"),
     "full-fp32": (0.007, "the S x S math path of fp32 attention"),
     "full-fp32-autocast": (0.006, "Phi-2's window under checkpointing"),
-    "full-fp32-autocast, experts": (0.025, "gpt-oss: fp32 experts under autocast"),
     "full-bf16-liger, experts": LIGER_EXPERTS,
     "full-bf16-liger-flce, experts": LIGER_EXPERTS,
     "full-fp32-autocast-liger, experts": LIGER_EXPERTS,

@@ -91,6 +91,11 @@ def _softmax(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if not t.is_contiguous())
 
 
+def _softmax_backward(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """grad * output is made first (SoftMax.cu, softmax_backward_cuda_out)."""
+    return int(out.numel() * args[1].element_size()) + _softmax(args, kwargs, out)
+
+
 RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Any], int]] = {
     "_scaled_dot_product_flash_attention_backward.default": _flash_backward,
     "_scaled_dot_product_efficient_attention.default": _efficient_forward,
@@ -98,7 +103,7 @@ RULES: dict[str, Callable[[tuple[Any, ...], dict[str, Any], Any], int]] = {
     "embedding_dense_backward.default": _embedding_backward,
     "_softmax.default": _softmax,
     "_log_softmax.default": _softmax,
-    "_softmax_backward_data.default": _softmax,
+    "_softmax_backward_data.default": _softmax_backward,
     "_log_softmax_backward_data.default": _softmax,
     "bitsandbytes.gemm_4bit.default": _gemm_4bit,
 }
