@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from planner.errors import InputError, shown, unknown_choice
 from planner.hardware.machine import Machine
 from planner.memory.result import Estimate, Verdict
 from planner.model.spec import ModelSpec
@@ -19,7 +20,9 @@ MethodClass = Literal["full", "lora", "qlora", "other"]
 class Request:
     """What the user asked for. ``pinned`` holds the setup fields given explicitly: no rung may change them.
 
-    ``method`` None is auto. ``global_batch`` counts sequences per optimizer step over all ranks.
+    ``method`` None is auto. ``global_batch`` counts sequences per optimizer step over all ranks. Rungs may be any
+    collection of ids, or one comma list. Raises InputError naming the field; what only the model and the ladder can
+    tell is checked when the plan is made.
     """
 
     model: str
@@ -37,6 +40,23 @@ class Request:
     gpus: str | None = None
     ram: str | None = None
     pinned: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("allow", "require", "forbid"):
+            self.__dict__[name] = _ids(name, getattr(self, name))
+        if self.objective not in get_args(Objective):
+            raise unknown_choice(str(self.objective), "objective", get_args(Objective))
+        if type(self.global_batch) is not int or self.global_batch < 1:
+            raise InputError(
+                f"global_batch {shown(self.global_batch)} is not valid: it must be a whole number, 1 or more"
+            )
+
+
+def _ids(name: str, value: Any) -> frozenset[str]:
+    ids = value.split(",") if isinstance(value, str) else value
+    if not isinstance(ids, list | tuple | set | frozenset) or not all(isinstance(each, str) for each in ids):
+        raise InputError(f"{name} {shown(value)} is not valid: it must be ids of rungs, such as liger")
+    return frozenset(each.strip() for each in ids if each.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +100,10 @@ class RungReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The whole answer. ``chosen`` None: nothing allowed fits, and ``nearest_miss`` and ``remedies`` say more."""
+    """The whole answer. ``chosen`` None: nothing allowed fits, and ``nearest_miss`` and ``remedies`` say more.
+
+    ``folder``, ``files`` and ``command`` are empty until it is written.
+    """
 
     verdict: Verdict
     request: Request
@@ -95,3 +118,13 @@ class Plan:
     warnings: tuple[str, ...]
     nearest_miss: Configuration | None = None
     remedies: tuple[str, ...] = ()
+    folder: str | None = None
+    files: tuple[str, ...] = ()
+    command: str | None = None
+
+    @property
+    def version(self) -> str:
+        """The planner that made it."""
+        import planner
+
+        return planner.__version__

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import planner
 from planner.plan.plan import Configuration, Plan, RungReport
 
 
@@ -15,7 +14,7 @@ def plan_to_dict(
 ) -> dict[str, Any]:
     """The contract's object: bytes as integers, unknown as null; ``folder``, ``files``, ``command`` once written."""
     answer: dict[str, Any] = {
-        "version": planner.__version__,
+        "version": plan.version,
         "verdict": plan.verdict,
         "request": plain(plan.request),
         "model": {"id": plan.model.id, "parameters": plan.model.parameters},
@@ -25,9 +24,9 @@ def plan_to_dict(
         "alternatives": [configuration_to_dict(each) for each in plan.alternatives],
         "ladder": [_rung(report) for report in plan.ladder],
         "reasons": list(plan.reasons),
-        "folder": folder,
-        "files": list(files),
-        "command": command,
+        "folder": folder or plan.folder,
+        "files": list(files or plan.files),
+        "command": command or plan.command,
         "assumptions": list(plan.assumptions),
         "warnings": list(plan.warnings),
     }
