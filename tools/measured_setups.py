@@ -211,6 +211,28 @@ def _litgpt_hub(row: Row) -> Setup:
     return setup
 
 
+def _torchtune_readme(row: Row) -> Setup:
+    """torchtune's single-device configurations of September 2024."""
+    setup: Setup = {
+        "engine": "torchtune",
+        "optim": "paged_adamw_8bit" if row["method"] == "full" else "adamw_torch",
+        "optimizer_in_backward": row["method"] == "full",
+        "attention": "sdpa",
+        "packing": True,
+        "param_dtype": "bf16",
+        "compute_dtype": "bf16",
+        "torch_compile": True,
+        "loss": "chunked",
+    }
+    if row["method"] == "full":
+        return setup
+    setup |= {"lora_target": "all" if row["lora_targets"] == "all" else row["lora_targets"].split(",")}
+    setup |= {"adapter_dtype": "bf16"}
+    if row["quant_bits"]:
+        setup |= {"quantization_bit": 4, "double_quantization": True, "kbit_upcast": "none"}
+    return setup
+
+
 def _torchtitan(row: Row) -> Setup:
     if "fp8" in row["id"]:
         raise NotStatableError("float8 linear layers: the contract has no field for them")
@@ -346,6 +368,7 @@ STATERS: dict[str, Callable[[Row], Setup]] = {
     "fms-": _fms,
     "litgpthub-": _litgpt_hub,
     "litgpt-": _litgpt,
+    "torchtune8b-": _torchtune_readme,
     "torchtune-": _torchtune,
     "torchtitan-": _torchtitan,
     "thunder474-": _thunder,

@@ -1,9 +1,9 @@
 """Write measurements/more.jsonl: rows of the same public sources that published.jsonl and limits.jsonl leave out.
 
-    python tools/more_measurements.py FMS_CLONE LITGPT_CLONE FITCHECK_FOLDER
+    python tools/more_measurements.py FMS_CLONE LITGPT_CLONE FITCHECK_FOLDER TORCHTUNE_CLONE
 
-Git clones (bare ones do) of foundation-model-stack/fms-acceleration and Lightning-AI/litgpt, and data/measurements of
-Anassbzdd/fitcheck (in its source distribution on PyPI, fitcheck-llm 0.3.1).
+Git clones (bare ones do) of foundation-model-stack/fms-acceleration, Lightning-AI/litgpt and pytorch/torchtune, and
+data/measurements of Anassbzdd/fitcheck (in its source distribution on PyPI, fitcheck-llm 0.3.1).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from measured_setups import MEASUREMENTS, rows
-from more_tables import config_hub_rows, fitcheck_rows
+from more_tables import config_hub_rows, fitcheck_rows, torchtune_rows
 
 Row = dict[str, Any]
 FMS = "foundation-model-stack/fms-acceleration:scripts/benchmarks/refs/"
@@ -142,6 +142,7 @@ def main() -> None:
     kept = [row for name, row in found.items() if name not in known] + list(litgpt_rows(Path(sys.argv[2])))
     kept += config_hub_rows(Path(sys.argv[2]))
     kept += fitcheck_rows(Path(sys.argv[3]))
+    kept += torchtune_rows(Path(sys.argv[4]))
     target = MEASUREMENTS / "more.jsonl"
     target.write_text("".join(json.dumps(row) + "\n" for row in kept))
     print(f"{len(kept)} rows in {target.name}")

@@ -35,6 +35,14 @@ CONFIG_HUB_MODELS = {
 CONFIG_HUB_FOLDERS = {"gemma2b": "gemma2-2b", "llama-3.2-1b": "llama-3.2-1B", "llama-3.2-3b": "llama-3.2-3B"}
 LORA_PARTS = ("query", "key", "value", "projection", "mlp", "head")
 
+TORCHTUNE_COMMIT = "30b8519e8"
+# What the configuration of each row that one can state says: (method, card) -> its fields.
+TORCHTUNE_ROWS: dict[tuple[str, str], Row] = {
+    ("Full finetune", "1x 4090"): {"method": "full", "optimizer": "bitsandbytes PagedAdamW8bit, in backward"},
+    ("LoRA", "1x 4090"): {"method": "lora", "lora_rank": 8, "lora_targets": "q_proj,v_proj"},
+    ("QLoRA", "1x 4090"): {"method": "qlora", "lora_rank": 8, "lora_targets": "all", "quant_bits": 4},
+}
+
 
 def show(clone: Path, name: str) -> str:
     """The text of ``commit:path`` in a clone."""
@@ -148,3 +156,38 @@ def fitcheck_row(line: Row, measured: Row, config: Row, session: Row) -> Row:
         f"{session['transformers']}; torch {session['torch']}; nvidia-smi: device memory less what was in use before",
         "stack": "hf-loop",
     }
+
+
+def torchtune_rows(clone: Path) -> Iterator[Row]:
+    """The README's table of Llama 3.1: batches of 2 packed to 2,048 tokens, compiled, chunked loss.
+
+    The 24 GB rows run the single-device configurations of that commit as they are; rows on larger cards switch some of
+    their measures off, and the table does not say which.
+    """
+    for line in show(clone, f"{TORCHTUNE_COMMIT}:README.md").splitlines():
+        found = cells(line)
+        if len(found) != 5 or found[0] != "Llama 3.1 8B" or (found[1], found[2]) not in TORCHTUNE_ROWS:
+            continue
+        row = TORCHTUNE_ROWS[found[1], found[2]]
+        yield {
+            "id": f"more-torchtune8b-{row['method']}",
+            "source": f"pytorch/torchtune:README.md@{TORCHTUNE_COMMIT}",
+            "model": "meta-llama/Llama-3.1-8B",
+            "lora_rank": None,
+            "lora_targets": None,
+            "quant_bits": None,
+            "seq_len": 2048,
+            "micro_batch": 2,
+            "optimizer": "torch AdamW",
+            "precision": "pure bf16",
+            "grad_ckpt": True,
+            "gpus": 1,
+            "gpu_model": "RTX 4090 24GB",
+            "sharding": "none",
+            "offload": "none",
+            "peak_gb": float(found[3].removesuffix(" GiB")),
+            "unit": "GiB",
+            "measure": "allocated",
+            "note": "peak memory per GPU as torchtune logs it; packed, torch.compile, CEWithChunkedOutputLoss",
+            "stack": "torchtune",
+        } | row
