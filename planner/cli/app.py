@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -129,7 +130,8 @@ def _report(problem: PlannerError, arguments: Sequence[str]) -> int:
     if "--json" in arguments:
         from planner.cli.jsonout import error_json
 
-        write_out(error_json(problem.sentence, problem.hint))
+        with suppress(PlannerError):  # where stdout cannot be written, stderr still says why
+            write_out(error_json(problem.sentence, problem.hint))
     print(f"error: {problem.sentence}", file=sys.stderr)
     if problem.hint:
         print(f"hint: {problem.hint}", file=sys.stderr)

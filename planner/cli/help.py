@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import textwrap
 from typing import Any
 
 import typer
+
+from planner.cli.io import write_out
 
 _FLAG_COLUMN = 34
 _WIDEST = 100
@@ -19,8 +22,12 @@ def show_help(command: Any, context: Any, example: str | None) -> None:
     for paragraph in (command.help or "").split("\n\n"):
         lines += [*textwrap.wrap(paragraph, width), ""]
     for heading, entries in panels(command, context).items():
-        lines += [typer.style(heading, bold=True), *_panel(entries, width), ""]
-    typer.echo("\n".join(lines).rstrip())
+        lines += [_bold(heading), *_panel(entries, width), ""]
+    write_out("\n".join(lines).rstrip())
+
+
+def _bold(heading: str) -> str:
+    return typer.style(heading, bold=True) if sys.stdout is not None and sys.stdout.isatty() else heading
 
 
 def panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:

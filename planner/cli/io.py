@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from planner.errors import InputError, PlannerError
@@ -44,12 +46,25 @@ def _versions(text: str) -> dict[str, str]:
 
 
 def write_out(text: str) -> None:
-    """Write a result to stdout; a reader that has gone away is not an error."""
-    try:
+    """Write a result to stdout; a reader that has gone away is not an error. Raises InputError for a full disk."""
+    with _readers():
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
+
+
+@contextmanager
+def _readers() -> Iterator[None]:
+    """Whoever reads stdout may be gone, or never have been there; a disk without room is the caller's to know."""
+    if sys.stdout is None:  # started with stdout closed
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it lives as long as the process
+    try:
+        yield
     except BrokenPipeError:
         _forget_stdout()
+    except OSError as problem:
+        _forget_stdout()
+        reason = (problem.strerror or str(problem)).lower()
+        raise InputError(f"the result cannot be written to stdout: {reason}") from None
 
 
 def _forget_stdout() -> None:
@@ -77,22 +92,24 @@ class _Plain:
 
 def screen(*renderables: RenderableType) -> None:
     """Print the result for people: colour only on a terminal, ASCII where the encoding asks for it."""
-    console = _console(sys.stdout)
-    try:
+    with _readers():
+        console = _console(sys.stdout)
         for renderable in renderables:
             console.print(renderable)
         sys.stdout.flush()
-    except BrokenPipeError:
-        _forget_stdout()
 
 
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:  # Rich would end the process with 1, which here means "does not fit"
+            raise BrokenPipeError
+
     # A stream in memory has no encoding and takes every letter.
     speaks_unicode = (stream.encoding or "utf-8").lower().startswith("utf")
     target: Any = stream if speaks_unicode else _Plain(stream)
-    return Console(file=target, highlight=False, soft_wrap=False)
+    return Quiet(file=target, highlight=False, soft_wrap=False)
 
 
 def say(text: str) -> None:

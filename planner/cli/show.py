@@ -52,7 +52,8 @@ def job_line(plan: Plan) -> Text:
 
     request, spec = plan.request, plan.model
     engine = "" if request.engine == "llamafactory" else f", {request.engine}"
-    shape = f"{request.seq_len} tokens, {request.global_batch} sequences a step{engine}"
+    sequences = "1 sequence" if request.global_batch == 1 else f"{request.global_batch} sequences"
+    shape = f"{request.seq_len} tokens, {sequences} a step{engine}"
     return Text.assemble((spec.id, "bold"), f"  {show_count(spec.parameters)}, {request.stage}, {shape}")
 
 

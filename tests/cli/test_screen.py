@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from rich.console import Console
 from samples import GIB, a_configuration, a_machine, a_plan, a_spec, an_estimate
 
+import planner
 from planner.cli import io as screen_io
 from planner.cli.show import batch_shape, plan_screen
 from planner.cli.show_estimate import estimate_screen, machine_line, rows_screen, verdict_line
@@ -126,3 +129,23 @@ def test_a_gone_reader_is_not_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(screen_io, "_forget_stdout", lambda: closed.append(True))
     screen_io.write_out("x")
     assert closed == [True]
+
+
+@pytest.mark.parametrize(
+    "command", [("--model", "7B", "--gpus", "3x20GB", "--json"), ("gpus",), ("models", "--json"), ("--help",)]
+)
+def test_stdout_that_is_gone_full_or_closed_has_its_own_ending(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Never 1, which says "does not fit", and never a traceback."""
+    line = shlex.join((sys.executable, str(Path(planner.__file__).parents[1] / "cli.py"), *command))
+    codes = {}
+    for name, shell in (
+        ("gone", f"{line} | true; exit ${{PIPESTATUS[0]}}"), ("full", f"{line} > /dev/full"), ("closed", f"{line} >&-")
+    ):  # fmt: skip
+        ended = subprocess.run(("bash", "-c", shell), cwd=tmp_path, capture_output=True, text=True, check=False)
+        codes[name] = ended.returncode
+        assert "Traceback" not in ended.stderr
+        assert ended.stderr == ("" if name != "full" else _FULL)
+    assert codes == {"gone": 0, "full": 2, "closed": 0}
+
+
+_FULL = "error: the result cannot be written to stdout: no space left on device\n"

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from planner.cli.flags import PLAN_FLAGS, SETUP_FLAGS, comma_list, every, given, with_flags
-from planner.errors import EXIT_DOES_NOT_FIT, EXIT_FITS, EXIT_UNCERTAIN, InputError, unknown_choice
+from planner.errors import (
+    EXIT_DOES_NOT_FIT,
+    EXIT_FITS,
+    EXIT_UNCERTAIN,
+    LONGEST_SHOWN,
+    InputError,
+    shown,
+    unknown_choice,
+)
 
 if TYPE_CHECKING:
     from planner.emit.write import Written
@@ -111,8 +119,8 @@ def refuse_misfits(request: Request, spec: ModelSpec) -> None:
 def _count(text: str | None, *, default: int, place: str) -> int:
     if text is None:
         return default
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{place} {text!r} is not a count: write a whole number from 1 up, such as {default}")
+    if not text.isdecimal() or len(text) > LONGEST_SHOWN or int(text) < 1:
+        raise InputError(f"{place} {shown(text)} is not a count: write a whole number from 1 up, such as {default}")
     return int(text)
 
 
