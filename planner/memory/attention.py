@@ -112,8 +112,8 @@ def _math(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
 def _probabilities(p: Program, scores: Tensor, itemsize: int) -> Tensor:
     """Softmax over the scores: in fp32 and cast back, or, with gpt-oss's sinks, in the scores' own dtype."""
     if p.mode.kernel == "sinks":
-        wide = p.mode.trained and p.mode.trained_itemsize == FP32  # concatenated with fp32 sinks
-        joined = p.new(scores.elems, FP32 if wide else scores.itemsize)  # scores and sinks, then less their maximum
+        widened = p.mode.trained and p.mode.trained_itemsize == FP32  # concatenated with fp32 sinks
+        joined = p.new(scores.elems, FP32 if widened else scores.itemsize)  # scores and sinks, then less their maximum
         p.link(joined, (scores,), ((scores.elems, scores.itemsize),))
         lowered = p.scale(joined)
         del joined
