@@ -12,7 +12,7 @@ from planner.errors import InputError
 def read_text(path: str, *, place: str) -> str:
     """The text of a file that a flag names. Raises InputError naming flag, path and what is wrong."""
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")  # with or without a mark in front
     except UnicodeDecodeError:
         raise InputError(f"{place} {path!r} is not a text file in UTF-8") from None
     except ValueError as problem:  # a null byte, or letters that no file name can have

@@ -122,3 +122,13 @@ def test_a_saved_machine_answers_like_its_flags(tmp_path: Path, capsys: pytest.C
     from_file = json.loads(capsys.readouterr().out)
     run(["estimate", "--gpus", "1xA100-80GB", "--model", "7B", "--json"])
     assert json.loads(capsys.readouterr().out)["allocated_bytes"] == from_file["allocated_bytes"]
+
+
+def test_a_mark_in_front_other_line_ends_and_odd_letters_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "windows.jsonl"
+    first, second = '{"model": "7B", "gpus": "1x24GB"}', '{"model": "7B", "gpus": "1x24GB", "engine": "a\u2028b"}'
+    path.write_bytes(f"\ufeff{first}\r\n{second}\r\n".encode())
+    assert run(["estimate", "--from", str(path), "--json"]) == 0
+    assert [each["verdict"] for each in answers(capsys)] == ["fits", "fits"]

@@ -135,7 +135,8 @@ def _many(path: str, stated: dict[str, Any], desk: Desk, *, as_json: bool) -> in
 
 
 def _rows(text: str, stated: dict[str, Any], desk: Desk, path: str) -> Iterator[tuple[int, Estimate | PlannerError]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # A JSON string may hold any other sign that ends a line; only this one ends a row.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"{path} line {number}"
             yield number, _row(line, stated, desk, place)
