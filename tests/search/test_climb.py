@@ -220,7 +220,7 @@ BAD = [
     ({"method": "qlora", "pinned": {"quantization_bit": 8, "parallelism": "fsdp"}}, "rule lf-33-8bit-sharded"),
     ({"forbid": names("zero2"), "pinned": {"parallelism": "zero2"}}, "stands against --parallelism zero2"),
     ({"forbid": names("lora"), "method": "lora"}, "stands against --method lora"),
-    ({"global_batch": 0}, "--global-batch 0"),
+    ({"global_batch": 0}, "global_batch 0 is not valid"),
 ]
 
 
