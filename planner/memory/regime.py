@@ -69,6 +69,7 @@ class Regime:
     norms_keep_type: bool = False  # Gemma's and OLMo 2's norms hand out their input's dtype, not their weight's
     whole: Dtype = "fp32"  # modules trained whole beside adapters (additional_target)
     known_engine: bool = True
+    all_reaches_head: bool = False  # lora_target all finds a head of another name than lm_head (LLaMA-Factory)
     head_packed: bool = False  # litgpt quantizes the head with all other Linear modules
 
     @property
@@ -160,6 +161,7 @@ def _resolve(key: tuple[object, ...], keyed: Unhashed[TrainingSetup]) -> Regime:
             and not EMBEDDING_NAMES.isdisjoint(setup.additional_target)
         ),
         norms_keep_type=str(key[-2]) in WIDE_NORM,
+        all_reaches_head=setup.engine == "llamafactory",
         known_engine=setup.engine in TRAINER_ENGINES | OWN_LOOPS,
         head_packed=setup.engine == "litgpt" and quantized == "nf4",
     )

@@ -10,7 +10,7 @@ from planner.memory.layout import Unit
 from planner.memory.optimizer import Tensor2D
 from planner.memory.regime import Regime, bytes_of
 from planner.model.count import count, count_block
-from planner.model.modules import Linear, block_linears, embedding_and_head, lora_targets
+from planner.model.modules import Linear, block_linears, embedding_and_head, lora_targets, outer_targets
 from planner.model.spec import Block, ModelSpec
 from planner.training import TrainingSetup
 
@@ -123,10 +123,11 @@ class _Builder:
         return lin.copies * (self.rank * (lin.inputs + lin.outputs) + extra)
 
     def _outer_adapters(self) -> int:
-        if self.targets == "all":
+        if self.targets == "all" and not self.regime.all_reaches_head:
             return 0
-        wanted = sum(name in self.targets for name in embedding_and_head(self.spec))
-        return wanted * self.rank * (self.spec.vocab + (self.spec.embedding_width or self.spec.hidden))
+        wanted = sum(outer_targets(self.spec, self.targets))
+        magnitudes = self.spec.vocab if self.method == "dora" else 0
+        return wanted * (self.rank * (self.spec.vocab + (self.spec.embedding_width or self.spec.hidden)) + magnitudes)
 
     def _note(self, rows: int, cols: int, kind: str, copies: int, stack: int = 1) -> None:
         if rows and cols and copies:

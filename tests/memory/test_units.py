@@ -11,6 +11,7 @@ from planner.errors import InputError
 from planner.memory.regime import resolve_regime
 from planner.memory.units import Parts, build_parts
 from planner.model.catalogue import resolve
+from planner.model.modules import lora_parameters
 from planner.training import DTYPE_BYTES, TrainingSetup
 from tests.memory.setups import MODELS, any_setup
 
@@ -139,3 +140,14 @@ def test_no_part_is_negative_and_trained_is_part_of_all(asked: tuple[TrainingSet
         assert min(unit.frozen, unit.frozen_bytes, unit.trained, unit.largest_trained) >= 0
         assert unit.largest_trained <= unit.trained
         assert unit.held_bytes > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize(
+    ("model", "targets"), [("pythia-410m", "all"), ("Llama-3-8B", ("q_proj", "lm_head")), ("Qwen2.5-7B", "all")]
+)
+def test_trained_adapters_are_those_that_lora_reaches(method: str, model: str, targets: str | tuple[str, ...]) -> None:
+    spec = resolve(model)
+    setup = TrainingSetup(model=model, method=method, lora_target=targets, lora_rank=16)
+    parts = build_parts(setup, spec, resolve_regime(setup, spec))
+    assert parts.trained == lora_parameters(spec, 16, setup.lora_target, dora=method == "dora")

@@ -82,7 +82,6 @@ FORBIDDEN = [
     ("lf-28-quantized-method", {"method": "freeze", "quantization_bit": 8}),
     ("lf-33-8bit-sharded", {"method": "qlora", "quantization_bit": 8, "parallelism": "fsdp"}),
     ("lf-33-8bit-sharded", {"method": "qlora", "quantization_bit": 8, "parallelism": "zero3"}),
-    ("lf-34d-method-silently-dropped", {"method": "qlora", "quantization_method": "gptq"}),
     ("lf-36-freeze-layers", {"method": "freeze", "freeze_trainable_layers": 29}),
     ("lf-45-galore-optim", {"method": "galore", "optim": "sgd"}),
     ("lf-45b-apollo-optim", {"method": "apollo", "optim": "adamw_8bit"}),
@@ -140,6 +139,12 @@ def test_a_turing_card_is_held_to_what_it_has(rule: str, fields: dict[str, Any])
 def test_unsloth_on_several_gpus_is_priced_and_not_recommended() -> None:
     found = violations(setup(unsloth=True), SPEC, machine(3))
     assert [(each.rule_id, each.effect) for each in found] == [("unsloth-several-gpus", "unproven")]
+
+
+def test_a_base_that_the_engine_would_leave_in_16_bit_is_priced_and_not_recommended() -> None:
+    found = violations(setup(method="qlora", quantization_method="gptq"), SPEC, machine(1))
+    assert [(each.rule_id, each.effect) for each in found] == [("lf-34d-method-silently-dropped", "unproven")]
+    assert "silently keep 16 bits" in found[0].sentence
 
 
 def test_no_published_run_is_refused() -> None:
