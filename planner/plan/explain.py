@@ -15,6 +15,8 @@ from planner.units import show_count, show_gib
 
 WORDS = {"none": "one GPU", "ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 
+ADAPTER_FIELDS = ("lora_rank", "lora_target", "lora_dropout")
+
 
 def spread(setup: TrainingSetup) -> str:
     """``ZeRO-3``: the parallelism as a reader would say it."""
@@ -165,6 +167,17 @@ def _speed_assumption(desk: Desk) -> str:
     return assumptions(desk.machine)
 
 
+def _idle_adapter_settings(outcome: Outcome, chosen: Configuration) -> list[str]:
+    """Settings of adapters that were given, where the plan that fits best has none."""
+    idle = [name for name in ADAPTER_FIELDS if name in outcome.terms.request.pinned]
+    if chosen.setup.is_adapter or not idle:
+        return []
+    flags = " and ".join("--" + name.replace("_", "-") for name in idle)
+    return [
+        f"{flags} has no effect: {chosen.setup.method} fits and trains no adapters (say --method lora to have them)"
+    ]
+
+
 def warnings_of(desk: Desk, outcome: Outcome, chosen: Configuration | None) -> tuple[str, ...]:
     """What the reader should know before starting."""
     from planner.search.constraints import violations
@@ -172,6 +185,7 @@ def warnings_of(desk: Desk, outcome: Outcome, chosen: Configuration | None) -> t
     found = list(desk.machine.warnings)
     found += [outcome.terms.batch.warning] if outcome.terms.batch.warning else []
     if chosen is not None:
+        found += _idle_adapter_settings(outcome, chosen)
         met = violations(chosen.setup, desk.spec, desk.machine)
         found += [f"{each.sentence} (rule {each.rule_id})" for each in met]
         found += chosen.estimate.warnings

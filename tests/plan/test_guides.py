@@ -188,3 +188,14 @@ def test_the_price_of_a_choice_is_its_estimate() -> None:
         found = price(row.setup, spec, where, coverage=row.estimate.coverage)
         assert found.allocated_bytes == row.estimate.allocated_bytes == row.estimate.breakdown.total
         assert found.required_bytes == row.estimate.required_bytes <= where.smallest.capacity_bytes
+
+
+def test_adapter_settings_without_adapters_are_said() -> None:
+    idle = plan("8xA100-80GB", pinned={"lora_rank": 32})
+    assert idle.chosen is not None
+    assert idle.chosen.setup.method == "full"
+    assert any("--lora-rank has no effect" in said for said in idle.warnings)
+    used = plan("1xRTX4090", pinned={"lora_rank": 32})
+    assert used.chosen is not None
+    assert used.chosen.setup.lora_rank == 32
+    assert not any("no effect" in said for said in used.warnings)
