@@ -289,19 +289,6 @@ READERS: dict[str, Reader] = {
     "versions": _versions,
 }
 FIELD_NAMES: tuple[str, ...] = tuple(READERS)
-_CHOICES: dict[str, Any] = {
-    "stage": Stage,
-    "method": Method,
-    "badam_mode": BadamMode,
-    "attention": AttentionKernel,
-    "loss": LossPath,
-    "parallelism": Parallelism,
-    "offload": Offload,
-    "kbit_upcast": KbitUpcast,
-    "param_dtype": Dtype,
-    "compute_dtype": Dtype,
-    "adapter_dtype": Dtype,
-}
 
 
 def setup_from_mapping(raw: Mapping[str, Any], *, place: str = "setup") -> TrainingSetup:
@@ -320,12 +307,6 @@ def setup_from_mapping(raw: Mapping[str, Any], *, place: str = "setup") -> Train
         return TrainingSetup(**{name: value for name, value in raw.items() if value is not None})
     except InputError as problem:
         raise InputError(f"{place}: {problem.sentence}") from None
-
-
-def choices_of(name: str) -> tuple[str, ...]:
-    """The words that a field takes, empty where it takes numbers or free names."""
-    literal = _CHOICES.get(name)
-    return tuple(get_args(literal)) if literal is not None else ()
 
 
 def _plain(value: Any) -> Any:

@@ -45,8 +45,3 @@ def show_count(count: int) -> str:
         if count >= limit:
             return f"{count / limit:.3g} {unit}"
     return str(count)
-
-
-def mib(size_bytes: int | float) -> float:
-    """Size in MiB (2**20 bytes)."""
-    return size_bytes / MIB

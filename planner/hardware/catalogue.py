@@ -53,12 +53,6 @@ def knows(text: str) -> bool:
     return search_key(text) in _by_key()
 
 
-def gpu_by_id(identifier: str) -> GpuKind | None:
-    """The card with exactly this catalogue id."""
-    row = _by_id().get(identifier)
-    return kind(row) if row is not None else None
-
-
 def search_gpus(query: str) -> list[GpuKind]:
     """Cards whose names or architecture match every word of the query, in the file's order; all for ''."""
     words = [search_key(word) or word.lower() for word in query.split()]
