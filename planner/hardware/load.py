@@ -27,7 +27,11 @@ def load_machine(*, gpus: str | None, ram: str | None, machine_file: str | None)
     machine = _machine_from_file(machine_file) if machine_file else _probed()
     if not machine.gpus:
         raise _no_gpu(machine_file)
-    return machine if ram is None else replace(machine, ram_bytes=_ram_bytes(ram))
+    if ram is None:
+        return machine
+    from planner.hardware.parse import parse_ram_bytes
+
+    return replace(machine, ram_bytes=parse_ram_bytes(ram))
 
 
 def _no_gpu(machine_file: str | None) -> InputError:
@@ -36,12 +40,6 @@ def _no_gpu(machine_file: str | None) -> InputError:
         f"{where} and none is named; say which, such as --gpus 3x20GB",
         hint="`plan probe` shows what was looked for; `plan gpus` lists the cards that are known by name",
     )
-
-
-def _ram_bytes(ram: str) -> int:
-    from planner.units import parse_size_bytes
-
-    return parse_size_bytes(ram, place="--ram")
 
 
 def _machine_from_file(path: str) -> Machine:

@@ -68,7 +68,8 @@ def parse_machine(gpus: str, ram: str | None = None) -> Machine:
         )
     devices = tuple(_gpus(groups))
     _check_vendors(devices, gpus)
-    return Machine(gpus=devices, nodes=nodes, ram_bytes=_ram_bytes(ram), assumptions=_assumptions(groups, devices))
+    ram_bytes = None if ram is None else parse_ram_bytes(ram)
+    return Machine(gpus=devices, nodes=nodes, ram_bytes=ram_bytes, assumptions=_assumptions(groups, devices))
 
 
 def format_gpus(machine: Machine) -> str:
@@ -231,9 +232,8 @@ def _named(name: str, index: int) -> Gpu:
     )
 
 
-def _ram_bytes(ram: str | None) -> int | None:
-    if ram is None:
-        return None
+def parse_ram_bytes(ram: str) -> int:
+    """Bytes of a ``--ram`` text such as ``64GB``; InputError, one sentence, for anything else."""
     if len(ram) > 40:
         raise InputError(f"--ram is {len(ram)} characters long; write a size such as 64GB")
     return parse_size_bytes(ram, place="--ram")

@@ -114,6 +114,8 @@ def test_a_saved_probe_is_what_commands_plan_from(tmp_path):
     assert load_machine(gpus=None, ram="8GB", machine_file=str(path)).ram_bytes == 8 << 30
     with pytest.raises(InputError, match="give one of them"):
         load_machine(gpus="3x20GB", ram=None, machine_file=str(path))
+    with pytest.raises(InputError, match="--ram is 400 characters long"):
+        load_machine(gpus=None, ram="9" * 400, machine_file=str(path))
 
 
 def test_a_saved_machine_without_gpus_needs_one_named(tmp_path):
