@@ -22,6 +22,11 @@ Targets = Literal["all"] | tuple[str, ...]
 
 ADAPTER_METHODS = frozenset({"lora", "dora", "qlora", "oft"})
 PAIR_STAGES = frozenset({"dpo", "orpo", "simpo", "rm"})
+REFERENCE_STAGES = frozenset({"dpo", "kto", "ppo"})  # those that compare with a reference model
+ZERO = frozenset({"zero1", "zero2", "zero3"})
+FSDP = frozenset({"fsdp", "fsdp2"})
+OPTIMIZER_OFFLOADS = frozenset({"optimizer", "all", "nvme"})
+PARAM_OFFLOADS = frozenset({"params", "all", "nvme"})
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 MOST = 2**31 - 1  # no length, rank or batch is larger than what PyTorch indexes with 32 bits
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from planner.emit.render import shell_words
 from planner.targets.context import EmitContext
-from planner.targets.llamafactory_settle import ZERO
-from planner.training import TrainingSetup
+from planner.training import ZERO, TrainingSetup
 
 
 @dataclass(frozen=True, kw_only=True)

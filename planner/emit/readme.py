@@ -10,8 +10,7 @@ from planner.emit.render import render
 from planner.memory.result import PARTS
 from planner.plan.plan import Configuration, Plan
 from planner.targets.context import EmitContext
-from planner.targets.llamafactory_settle import ZERO
-from planner.training import TrainingSetup
+from planner.training import ZERO, TrainingSetup
 from planner.units import show_count, show_gib
 
 _WHAT = {

@@ -18,7 +18,7 @@ from planner.memory.layout import Layout, Unit
 from planner.memory.optimizer import OptimizerCost
 from planner.memory.regime import Regime
 from planner.memory.shares import Sizes, read_onto_gpu, scale_bytes, share, sizes_of
-from planner.training import DTYPE_BYTES, Offload, TrainingSetup
+from planner.training import DTYPE_BYTES, OPTIMIZER_OFFLOADS, PARAM_OFFLOADS, Offload, TrainingSetup
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 NORM_BYTES = 8  # gradient norms are taken in float64, one tensor after the other (zero/utils.py get_norm_dtype)
@@ -202,8 +202,8 @@ def _stage3(
 
     The bucket and the flat gradient partition live from initialisation on. ``step`` runs per sub-group.
     """
-    params_off = setup.offload in ("params", "all", "nvme")
-    optimizer_off = setup.offload in ("optimizer", "all", "nvme")
+    params_off = setup.offload in PARAM_OFFLOADS
+    optimizer_off = setup.offload in OPTIMIZER_OFFLOADS
     scales = sum(u.count * scale_bytes(setup, regime, u) for u in units)
     shards = share(sizes.held - scales, ranks)
     mine = share(sizes.trained_elements, ranks)

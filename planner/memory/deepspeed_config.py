@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from planner.errors import InputError, UnsupportedError
-from planner.training import Offload
+from planner.training import OPTIMIZER_OFFLOADS, PARAM_OFFLOADS, Offload
 
 # LLaMA-Factory 0.9.5, examples/deepspeed/ds_z2_config.json and ds_z3_config.json.
 STAGE2_BUCKET_ELEMENTS = 500_000_000
@@ -70,7 +70,7 @@ def default_deepspeed_config(stage: int, offload: Offload, hidden: int) -> dict[
     """
     if stage not in (1, 2, 3):
         raise UnsupportedError(f"ZeRO stage {stage} is not planned for; valid: 1, 2, 3")
-    if stage < 3 and offload in ("params", "all", "nvme"):
+    if stage < 3 and offload in PARAM_OFFLOADS:
         raise UnsupportedError(
             f"offload {offload!r} needs parallelism zero3: DeepSpeed offloads those under ZeRO-3 only"
         )
@@ -114,9 +114,9 @@ def _offload_part(offload: Offload) -> dict[str, Any]:
     device = {"device": "nvme", "nvme_path": NVME_PATH} if offload == "nvme" else {"device": "cpu"}
     target = device | {"pin_memory": True}
     part: dict[str, Any] = {}
-    if offload in ("optimizer", "all", "nvme"):
+    if offload in OPTIMIZER_OFFLOADS:
         part["offload_optimizer"] = dict(target)
-    if offload in ("params", "all", "nvme"):
+    if offload in PARAM_OFFLOADS:
         part["offload_param"] = dict(target)
     return part
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from planner.memory.deepspeed import buckets_of
 from planner.memory.layout import Unit
 from planner.memory.optimizer import OptimizerCost
-from planner.memory.regime import DEEPSPEED, FSDP, Regime, version_of
+from planner.memory.regime import Regime, version_of
 from planner.memory.shares import read_onto_gpu, share, sizes_of
-from planner.training import DTYPE_BYTES, TrainingSetup
+from planner.training import DTYPE_BYTES, FSDP, OPTIMIZER_OFFLOADS, PARAM_OFFLOADS, ZERO, TrainingSetup
 from planner.units import GIB, MIB, show_gib
 
 # Private pages of one rank. Importing torch, transformers, peft, datasets and LLaMA-Factory: 0.6 GiB resident (measured
@@ -149,7 +149,7 @@ class _Node:
             return 0
         if self.kind in FSDP:
             return self.here * self._fsdp_offload()
-        if self.kind not in DEEPSPEED:
+        if self.kind not in ZERO:
             return 0
         return self.here * (self._zero_optimizer() + self._zero_params())
 
@@ -179,7 +179,7 @@ class _Node:
         Stages 1 and 2 pin master, gradient and staging (stage_1_and_2.py); stage 3 pins the gradient of each
         sub-group and the flat gradient partition (stage3.py). On NVMe only the swap buffers of one sub-group remain.
         """
-        if self.setup.offload not in ("optimizer", "all", "nvme"):
+        if self.setup.offload not in OPTIMIZER_OFFLOADS:
             return 0
         buckets = buckets_of(self.setup, self.hidden)
         block = pinned if buckets.pin_memory else int
@@ -196,7 +196,7 @@ class _Node:
 
     def _zero_params(self) -> int:
         """16-bit shards of all weights, pinned; on NVMe the buffer pool and up to max_in_cpu (1e9) elements."""
-        if self.setup.offload not in ("params", "all", "nvme"):
+        if self.setup.offload not in PARAM_OFFLOADS:
             return 0
         shards = share(self.held, self.ranks)
         if self.setup.offload == "nvme":
@@ -244,7 +244,7 @@ class _Node:
         """Model files, checkpoints with optimizer states, the final (or merged) model, swapped states."""
         weights = sum(unit.count * unit.trained * unit.trained_bytes_each for unit in self.units)
         states = self._saved_states()
-        if self.kind in DEEPSPEED:  # each rank writes its part of the states on its own node
+        if self.kind in ZERO:  # each rank writes its part of the states on its own node
             states = states * self.here // self.ranks
         swapped = 0
         if self.setup.offload == "nvme":  # fp32 master, both moments and the gradient, and the 16-bit weights

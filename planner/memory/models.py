@@ -9,10 +9,9 @@ from planner.memory.regime import Regime
 from planner.model.catalogue import resolve
 from planner.model.count import count
 from planner.model.spec import ModelSpec
-from planner.training import TrainingSetup
+from planner.training import REFERENCE_STAGES, TrainingSetup
 
 CAUSAL_BUFFER = frozenset({"gpt_bigcode"})  # keeps its causal mask of positions x positions as a boolean buffer
-WITH_REFERENCE = frozenset({"dpo", "kto", "ppo"})
 REFERENCE_FREE = frozenset({"orpo", "simpo"})
 SWITCHED_OFF = frozenset({"lora", "dora", "qlora"})  # finetuning_type lora: the base below is the reference
 INFERENCE_BYTES = 2  # LLaMA-Factory loads reference and reward models in 16 bit for inference
@@ -28,7 +27,7 @@ def extra_model_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, ran
     """
     mask = (spec.max_positions or 0) ** 2 if spec.model_type in CAUSAL_BUFFER else 0
     total = 0
-    if setup.stage in WITH_REFERENCE and setup.pref_loss not in REFERENCE_FREE:
+    if setup.stage in REFERENCE_STAGES and setup.pref_loss not in REFERENCE_FREE:
         total += _weights(setup.ref_model, spec) if setup.ref_model or setup.method not in SWITCHED_OFF else 0
     if setup.stage == "ppo":
         total += _weights(setup.reward_model, spec)

@@ -16,7 +16,7 @@ from planner.hardware.machine import Machine
 from planner.memory.result import COVERAGE
 from planner.model.spec import ModelSpec
 from planner.rulebook.paths import rules_dir
-from planner.training import TrainingSetup
+from planner.training import ZERO, TrainingSetup
 from planner.units import MIB
 
 # Engines whose training step is transformers' and peft's own code, traced operation by operation.
@@ -106,7 +106,7 @@ def trust_class(setup: TrainingSetup, spec: ModelSpec, ranks: int) -> str:
 
 def _is_rare(setup: TrainingSetup, spec: ModelSpec) -> bool:
     """Settings that no row of measurements/published.jsonl has, under the engines that are traced."""
-    parallel = setup.parallelism in ("zero1", "zero2", "zero3", "fsdp2") or setup.offload != "none"
+    parallel = setup.parallelism in ZERO | {"fsdp2"} or setup.offload != "none"
     split = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel * setup.expert_parallel > 1
     usual = setup.method in ("full", "lora", "qlora") and setup.stage in ("pt", "sft")
     return parallel or split or not usual or setup.torch_compile or spec.vision is not None

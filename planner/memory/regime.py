@@ -15,14 +15,12 @@ from typing import Generic, Literal, TypeVar
 
 from planner.memory.habits import WIDE_NORM
 from planner.model.spec import ModelSpec
-from planner.training import DTYPE_BYTES, Dtype, TrainingSetup
+from planner.training import DTYPE_BYTES, FSDP, ZERO, Dtype, TrainingSetup
 
 LossCopies = Literal[
     "hf_4_49", "hf_4_48", "hf_4_45", "in_model", "torchtune", "trl", "loop", "fused", "fused_linear", "chunked"
 ]
 T = TypeVar("T")
-DEEPSPEED = frozenset({"zero1", "zero2", "zero3"})
-FSDP = frozenset({"fsdp", "fsdp2"})
 # What each engine's newest release resolves to (metadata of the wheels on 2026-11-20).
 RESOLVED_VERSIONS: dict[str, dict[str, str]] = {
     "llamafactory": {"transformers": "5.6.0", "accelerate": "1.11.0", "peft": "0.18.1", "torch": "2.13.0"},
@@ -129,7 +127,7 @@ def _resolve(key: tuple[object, ...], keyed: Unhashed[TrainingSetup]) -> Regime:
     frozen = _frozen_dtype(setup, str(stored), quantized, compute)
     adapter = _adapter_dtype(setup, sharded, quantized, compute)
     trained = _trained_dtype(setup, frozen, sharded, compute)
-    deepspeed = sharded in DEEPSPEED
+    deepspeed = sharded in ZERO
     held = adapter if setup.is_adapter else trained
     autocast = _autocast(setup, held, compute, deepspeed=deepspeed)
     upcast = _kbit_upcast(setup, quantized)
@@ -201,7 +199,7 @@ def _trained_dtype(setup: TrainingSetup, frozen: Dtype, sharded: str, compute: D
     """Weights of full and freeze: LLaMA-Factory casts them to fp32 unless pure_bf16, BAdam or DeepSpeed decide."""
     if setup.param_dtype is not None:
         return setup.param_dtype
-    if sharded in DEEPSPEED:
+    if sharded in ZERO:
         return compute
     if setup.engine == "llamafactory":
         return compute if setup.method == "badam" else "fp32"
@@ -214,14 +212,14 @@ def _adapter_dtype(setup: TrainingSetup, sharded: str, quantized: str, compute: 
     """peft and LLaMA-Factory keep adapters in fp32, DeepSpeed in its 16-bit dtype; own loops follow the base."""
     if setup.adapter_dtype is not None:
         return setup.adapter_dtype
-    if sharded in DEEPSPEED or setup.engine in OWN_LOOPS - HAND_WRITTEN:
+    if sharded in ZERO or setup.engine in OWN_LOOPS - HAND_WRITTEN:
         return compute
     return "fp32"
 
 
 def _whole_dtype(setup: TrainingSetup, adapter: Dtype, frozen: Dtype) -> Dtype:
     """Modules trained whole beside adapters: peft copies them as they are, LLaMA-Factory casts all that trains."""
-    return adapter if setup.engine in ("llamafactory", "embedded") or setup.parallelism in DEEPSPEED else frozen
+    return adapter if setup.engine in ("llamafactory", "embedded") or setup.parallelism in ZERO else frozen
 
 
 def _autocast(setup: TrainingSetup, held: Dtype, compute: Dtype, *, deepspeed: bool) -> bool:
@@ -262,7 +260,7 @@ def _kbit_upcast(setup: TrainingSetup, quantized: str) -> str:
     if setup.kbit_upcast is not None:
         return setup.kbit_upcast
     prepares = setup.engine == "trl" and quantized in ("nf4", "int8")  # is_loaded_in_4bit or 8bit, so not GPTQ
-    return "all" if prepares and (setup.parallelism or "none") not in FSDP | DEEPSPEED else "none"
+    return "all" if prepares and (setup.parallelism or "none") not in FSDP | ZERO else "none"
 
 
 # Modeling files that computed the loss themselves, on 16-bit logits, until transformers 4.48.

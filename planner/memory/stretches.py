@@ -9,11 +9,11 @@ from planner.memory.curves import BlockCurve, block_curve
 from planner.memory.habits import BROADCAST_KEYS, WITHOUT_SDPA, has_dropout, modeling
 from planner.memory.layout import Layout
 from planner.memory.ops import Mode
-from planner.memory.regime import DEEPSPEED, FSDP, Regime, Unhashed, bytes_of, version_of
+from planner.memory.regime import Regime, Unhashed, bytes_of, version_of
 from planner.memory.tape import Moment
 from planner.memory.units import Layer, Parts
 from planner.model.spec import ModelSpec
-from planner.training import TrainingSetup
+from planner.training import FSDP, ZERO, TrainingSetup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         _kernel(setup, step.spec, layer, has_flash=step.has_flash and regime.compute != "fp32"),
         setup.liger_kernel or setup.torch_compile,
         fused_kernels(setup),
-        parallelism not in FSDP | DEEPSPEED and not setup.optimizer_in_backward,
+        parallelism not in FSDP | ZERO and not setup.optimizer_in_backward,
         has_dropout(step.spec),
         setup.engine == "litgpt",
         packed_keeps_input(setup),

@@ -9,10 +9,11 @@ from planner.memory.curves import final_norm
 from planner.memory.habits import EMBEDDING_DROPOUT, SCALED_EMBEDDING
 from planner.memory.loss import holds_outputs, loss_bytes
 from planner.memory.ops import Mode
-from planner.memory.regime import FSDP, bytes_of
+from planner.memory.regime import bytes_of
 from planner.memory.result import Phase
 from planner.memory.stretches import Step, Stretch, fused_kernels, graphless, mode_of, stretches_of
 from planner.memory.tape import Moment
+from planner.training import FSDP
 
 Bytes7 = tuple[int, int, int, int, int, int, int]
 INPUT_BYTES_PER_TOKEN = 32  # input ids, labels, attention mask, position ids, each int64

@@ -15,7 +15,7 @@ from planner.model.spec import ModelSpec
 from planner.plan.plan import Speed
 from planner.speed.links import Paths, paths
 from planner.speed.work import TokenWork, token_work
-from planner.training import TrainingSetup
+from planner.training import OPTIMIZER_OFFLOADS, PARAM_OFFLOADS, TrainingSetup
 
 # Part of the rated dense throughput that large matrix products reach; Hopper's clocks fall under load.
 MATMUL_SHARE = 0.78
@@ -219,7 +219,7 @@ def _optimizer_s(setup: TrainingSetup, machine: Machine, card: _Card, way: Paths
     kind = _parallelism(setup, machine)
     ranks = data_ranks(setup, machine) if kind not in ("none", "ddp") else 1
     mine = work.trained / ranks
-    if setup.offload in ("optimizer", "all", "nvme"):
+    if setup.offload in OPTIMIZER_OFFLOADS:
         on_node = mine * machine.gpus_per_node
         return 28.0 * on_node / way.host_memory + 4.0 * mine / way.to_host
     each = 16.0 if setup.param_dtype == "bf16" else 32.0
@@ -230,7 +230,7 @@ def _optimizer_s(setup: TrainingSetup, machine: Machine, card: _Card, way: Paths
 
 def _offload_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, way: Paths) -> float:
     """Seconds of a micro batch that weights spend on PCIe: once in forward, once or twice in backward."""
-    if setup.offload not in ("params", "all", "nvme"):
+    if setup.offload not in PARAM_OFFLOADS:
         return 0.0
     held = (setup.quantization_bit or 16) / 8
     mine = held * spec.parameters / data_ranks(setup, machine)

@@ -7,7 +7,7 @@ from typing import Any
 
 from planner.errors import InputError, UnsupportedError
 from planner.targets.context import EmitContext
-from planner.training import TrainingSetup
+from planner.training import FSDP, TrainingSetup
 
 FILE_NAME = "accelerate.yaml"
 
@@ -17,7 +17,7 @@ def emit(setup: TrainingSetup, context: EmitContext) -> dict[str, Any]:
 
     ``machine_rank`` and the address of the first node differ per node: ``launch.sh`` gives them as options.
     """
-    is_fsdp = setup.parallelism in ("fsdp", "fsdp2")
+    is_fsdp = setup.parallelism in FSDP
     if not is_fsdp and setup.parallelism != "ddp":
         raise UnsupportedError(f"accelerate's own file covers ddp, fsdp and fsdp2, not {setup.parallelism}")
     values: dict[str, Any] = {

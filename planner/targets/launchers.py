@@ -5,14 +5,25 @@ Every word of a command is an argument, never a piece of shell text; ``Ref`` nam
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.targets import accelerate
+from planner.targets import accelerate, deepspeed
 from planner.targets.context import EmitContext
-from planner.training import TrainingSetup
+from planner.targets.yaml_text import dump_yaml
+from planner.training import FSDP, ZERO, TrainingSetup
 
-FSDP = frozenset({"fsdp", "fsdp2"})
+
+def sharding_files(setup: TrainingSetup, context: EmitContext) -> dict[str, str]:
+    """Name to text of what a settled setup's launcher or trainer reads beside its own file: ``ds_config.json``
+    under ZeRO, ``accelerate.yaml`` for DDP and FSDP, nothing on one process.
+    """
+    if setup.parallelism in ZERO:
+        return {deepspeed.FILE_NAME: json.dumps(deepspeed.emit(setup, context), indent=2) + "\n"}
+    if setup.parallelism != "none":
+        return {accelerate.FILE_NAME: dump_yaml(accelerate.emit(setup, context))}
+    return {}
 
 
 @dataclass(frozen=True)

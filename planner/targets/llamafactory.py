@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 from planner.errors import InputError
-from planner.targets import accelerate, deepspeed
+from planner.targets import deepspeed
 from planner.targets.context import EmitContext
+from planner.targets.launchers import sharding_files
 from planner.targets.llamafactory_launch import launch
-from planner.targets.llamafactory_settle import ATTENTION, ENGINE, FILE_NAME, REFERENCE_STAGES, ZERO, settle
+from planner.targets.llamafactory_settle import ATTENTION, ENGINE, FILE_NAME, settle
 from planner.targets.recipe import host_pipeline, recipe
-from planner.targets.yaml_text import dump_sections, dump_yaml
-from planner.training import TrainingSetup
+from planner.targets.yaml_text import dump_sections
+from planner.training import REFERENCE_STAGES, ZERO, TrainingSetup
 
 __all__ = ["ENGINE", "FILE_NAME", "emit", "files", "launch", "sections", "settle"]
 
@@ -27,12 +27,7 @@ def files(setup: TrainingSetup, context: EmitContext) -> dict[str, str]:
     Raises UnsupportedError for what LLaMA-Factory has no argument for.
     """
     settled = settle(setup, context)
-    texts = {FILE_NAME: dump_sections(sections(settled, context))}
-    if settled.parallelism in ZERO:
-        texts[deepspeed.FILE_NAME] = json.dumps(deepspeed.emit(settled, context), indent=2) + "\n"
-    elif settled.parallelism != "none":
-        texts[accelerate.FILE_NAME] = dump_yaml(accelerate.emit(settled, context))
-    return texts
+    return {FILE_NAME: dump_sections(sections(settled, context))} | sharding_files(settled, context)
 
 
 def emit(setup: TrainingSetup, context: EmitContext) -> Values:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from planner.targets.context import EmitContext
 from planner.targets.launchers import (
-    FSDP,
     NODE_WORDS,
     Launch,
     Launcher,
@@ -18,8 +17,8 @@ from planner.targets.launchers import (
     place_environment,
     torchrun_words,
 )
-from planner.targets.llamafactory_settle import FILE_NAME, ZERO
-from planner.training import TrainingSetup
+from planner.targets.llamafactory_settle import FILE_NAME
+from planner.training import FSDP, ZERO, TrainingSetup
 
 MODULE = ("-m", "llamafactory.launcher", FILE_NAME)
 

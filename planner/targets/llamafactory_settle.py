@@ -13,7 +13,7 @@ from planner.errors import UnsupportedError, nearest
 from planner.targets.context import EmitContext
 from planner.targets.deepspeed import aligned_config, settle_sharding
 from planner.targets.schema import arguments
-from planner.training import TrainingSetup
+from planner.training import REFERENCE_STAGES, ZERO, TrainingSetup
 
 ENGINE = "LLaMA-Factory 0.9.5"
 FILE_NAME = "train.yaml"
@@ -21,8 +21,6 @@ ATTENTION = {"eager": "disabled", "sdpa": "sdpa", "flash_attention_2": "fa2"}
 WHOLE_MODEL = frozenset({"full", "freeze", "galore", "apollo", "badam"})
 PTQ_METHODS = frozenset({"gptq", "awq", "aqlm", "quanto", "mxfp4", "fp8"})  # nothing quantizes these at load
 GALORE_OPTIMIZERS = ("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adafactor")
-ZERO = frozenset({"zero1", "zero2", "zero3"})
-REFERENCE_STAGES = frozenset({"dpo", "kto", "ppo"})
 PREFERENCE_LOSSES = ("sigmoid", "hinge", "ipo", "kto_pair")
 
 _DEFAULT = TrainingSetup(model="-")

@@ -16,13 +16,19 @@ from planner.errors import InputError, UnsupportedError, nearest
 from planner.rulebook.paths import templates_dir
 from planner.targets import accelerate, deepspeed
 from planner.targets.context import EmitContext, Reading
-from planner.targets.launchers import FSDP, Launch, Launcher, accelerate_words, place_environment, torchrun_words
-from planner.targets.llamafactory_settle import ZERO
+from planner.targets.launchers import (
+    Launch,
+    Launcher,
+    accelerate_words,
+    place_environment,
+    sharding_files,
+    torchrun_words,
+)
 from planner.targets.recipe import host_pipeline, recipe
 from planner.targets.schema import arguments
 from planner.targets.sidecar import sidecar_fields
-from planner.targets.yaml_text import dump_yaml, load_yaml
-from planner.training import TrainingSetup, setup_from_mapping
+from planner.targets.yaml_text import load_yaml
+from planner.training import FSDP, ZERO, TrainingSetup, setup_from_mapping
 
 ENGINE = "the transformers script"
 FILE_NAME = "train_args.json"
@@ -107,15 +113,10 @@ def _dtypes(setup: TrainingSetup, context: EmitContext) -> Values:
 def files(setup: TrainingSetup, context: EmitContext) -> dict[str, str]:
     """Name to text of the script, its settings, and the DeepSpeed or accelerate file where the plan needs one."""
     settled = settle(setup, context)
-    texts = {
+    return {
         FILE_NAME: json.dumps(emit(settled, context), indent=2, ensure_ascii=False) + "\n",
         SCRIPT: (templates_dir() / "transformers" / SCRIPT).read_text(encoding="utf-8"),
-    }
-    if settled.parallelism in ZERO:
-        texts[deepspeed.FILE_NAME] = json.dumps(deepspeed.emit(settled, context), indent=2) + "\n"
-    elif settled.parallelism != "none":
-        texts[accelerate.FILE_NAME] = dump_yaml(accelerate.emit(settled, context))
-    return texts
+    } | sharding_files(settled, context)
 
 
 def emit(setup: TrainingSetup, context: EmitContext) -> Values:

@@ -13,7 +13,7 @@ from planner.memory.deepspeed_config import read_buckets
 from planner.targets.schema import arguments
 from planner.training import TrainingSetup
 from tests.emit.plans import machine, plan_of
-from tests.engines.conftest import Engine
+from tests.engines.conftest import ScriptEngine
 
 pytestmark = pytest.mark.engines
 
@@ -88,7 +88,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: written(changes, base / name, gpus=3) for name, changes in SEVERAL.items()}
 
 
-def test_the_vendored_schema_is_the_engines(engine: Engine, tmp_path: Path) -> None:
+def test_the_vendored_schema_is_the_engines(engine: ScriptEngine, tmp_path: Path) -> None:
     found = result(engine.script("list_arguments.py", cwd=tmp_path))
     found.pop("help")
     rows = arguments()
@@ -99,14 +99,14 @@ def test_the_vendored_schema_is_the_engines(engine: Engine, tmp_path: Path) -> N
             assert sorted(found[name]) == sorted(row["choices"]), name
 
 
-def test_one_gpu(engine: Engine, tmp_path: Path) -> None:
+def test_one_gpu(engine: ScriptEngine, tmp_path: Path) -> None:
     folders = [str(written(changes, tmp_path / name, gpus=1)) for name, changes in SINGLE.items()]
     answers = result(engine.script("parse_train_yaml.py", *folders, cwd=tmp_path))
     assert {Path(folder).name: problem for folder, problem in answers.items() if problem} == {}
     assert len(answers) == len(SINGLE)
 
 
-def test_the_check_itself_can_fail(engine: Engine, tmp_path: Path) -> None:
+def test_the_check_itself_can_fail(engine: ScriptEngine, tmp_path: Path) -> None:
     wrong = {"typo": "lora_rnk: 8", "choice": "flash_attn: fa9", "type": "cutoff_len: long", "rule": "streaming: true"}
     for name, line in wrong.items():
         text = written({}, tmp_path / name, gpus=1).joinpath("train.yaml").read_text()
@@ -121,7 +121,7 @@ def test_the_check_itself_can_fail(engine: Engine, tmp_path: Path) -> None:
     assert "max_steps" in problems["rule"]
 
 
-def test_several_gpus(engine: Engine, several: dict[str, Path], tmp_path: Path) -> None:
+def test_several_gpus(engine: ScriptEngine, several: dict[str, Path], tmp_path: Path) -> None:
     one_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
     folders = [str(folder) for folder in several.values()]
@@ -131,7 +131,7 @@ def test_several_gpus(engine: Engine, several: dict[str, Path], tmp_path: Path) 
 
 
 def test_deepspeed_understands_the_buckets_that_were_priced(
-    engine: Engine, several: dict[str, Path], tmp_path: Path
+    engine: ScriptEngine, several: dict[str, Path], tmp_path: Path
 ) -> None:
     files = {folder / "ds_config.json" for name, folder in several.items() if name.startswith("zero")}
     answers = result(engine.script("load_deepspeed.py", *map(str, files), cwd=tmp_path))
@@ -163,7 +163,7 @@ _DEVICES = {
 }
 
 
-def test_accelerate_understands_its_file(engine: Engine, several: dict[str, Path], tmp_path: Path) -> None:
+def test_accelerate_understands_its_file(engine: ScriptEngine, several: dict[str, Path], tmp_path: Path) -> None:
     names = ("ddp", "fsdp", "fsdp-offload", "fsdp2", "fsdp2-pure")
     files = {name: str(several[name] / "accelerate.yaml") for name in names}
     answers = result(engine.script("load_accelerate.py", *files.values(), cwd=tmp_path))

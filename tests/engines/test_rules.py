@@ -11,7 +11,7 @@ import yaml
 
 from planner.search.constraints import config_violations, violations
 from planner.training import TrainingSetup
-from tests.engines.conftest import Engine
+from tests.engines.conftest import ScriptEngine
 from tests.search.world import machine
 
 pytestmark = pytest.mark.engines
@@ -163,7 +163,7 @@ def config(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def answers(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+def answers(engine: ScriptEngine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     """What the parser says to the base and to every case, in one process."""
     root = tmp_path_factory.mktemp("rules")
     for name, changes in {"base": {}, **CASES}.items():
@@ -175,7 +175,7 @@ def answers(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def several(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+def several(engine: ScriptEngine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     """The same for the cases of a distributed launch."""
     root = tmp_path_factory.mktemp("several")
     changes = {name: keys for name, (_, keys) in DISTRIBUTED.items()} | ALLOWED

@@ -12,7 +12,7 @@ from planner.emit.folder import plan_files
 from planner.emit.write import write_folder
 from planner.training import TrainingSetup
 from tests.emit.plans import machine, plan_of
-from tests.engines.conftest import Engine
+from tests.engines.conftest import ScriptEngine
 
 pytestmark = pytest.mark.engines
 
@@ -30,7 +30,7 @@ def logged_steps(folder: Path) -> list[dict]:
     return [entry for entry in map(json.loads, lines) if "loss" in entry]
 
 
-def train(engine: Engine, folder: Path, model: Path, *extra: str, **environment: str) -> list[dict]:
+def train(engine: ScriptEngine, folder: Path, model: Path, *extra: str, **environment: str) -> list[dict]:
     words = ("bash", str(folder / "launch.sh"), f"model_name_or_path={model}", *ON_CPU, *extra)
     done = engine.run(*words, cwd=folder.parent, seconds=240, **environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -48,26 +48,26 @@ def train(engine: Engine, folder: Path, model: Path, *extra: str, **environment:
     ],
     ids=["sft-lora", "sft-full-packed", "pt-freeze", "dpo-lora", "kto-lora"],
 )
-def test_one_process(engine: Engine, tiny_model: Path, tmp_path: Path, changes: dict) -> None:
+def test_one_process(engine: ScriptEngine, tiny_model: Path, tmp_path: Path, changes: dict) -> None:
     steps = train(engine, folder_for(tmp_path / "a folder with spaces", **changes), tiny_model)
     assert [step["current_steps"] for step in steps] == [1, 2]
     assert all(step["loss"] > 0 for step in steps)
 
 
-def test_torchrun_on_two_processes(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
+def test_torchrun_on_two_processes(engine: ScriptEngine, tiny_model: Path, tmp_path: Path) -> None:
     folder = folder_for(tmp_path / "two ranks", gpus=2)
     assert "FORCE_TORCHRUN=1" in (folder / "launch.sh").read_text()
     steps = train(engine, folder, tiny_model)
     assert [step["current_steps"] for step in steps] == [1, 2]
 
 
-def test_zero_2_on_two_processes(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
+def test_zero_2_on_two_processes(engine: ScriptEngine, tiny_model: Path, tmp_path: Path) -> None:
     folder = folder_for(tmp_path / "zero", gpus=2, parallelism="zero2", method="full")
     steps = train(engine, folder, tiny_model)
     assert [step["current_steps"] for step in steps] == [1, 2]
 
 
-def test_the_other_launchers_start_the_same_files(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_other_launchers_start_the_same_files(engine: ScriptEngine, tiny_model: Path, tmp_path: Path) -> None:
     folder = folder_for(tmp_path / "others", gpus=2)
     script = (folder / "launch.sh").read_text()
     commands = {line.split()[1]: line[1:].strip() for line in script.splitlines() if "llamafactory.launcher" in line}
@@ -85,7 +85,7 @@ def test_the_other_launchers_start_the_same_files(engine: Engine, tiny_model: Pa
         assert (folder / name / "train_results.json").exists()
 
 
-def test_own_jsonl_with_input_and_target(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
+def test_own_jsonl_with_input_and_target(engine: ScriptEngine, tiny_model: Path, tmp_path: Path) -> None:
     data = tmp_path / "my data.jsonl"
     data.write_text("".join(json.dumps({"input": f"Say {n}.", "target": str(n)}) + "\n" for n in range(20)))
     steps = train(engine, folder_for(tmp_path / "own", data=str(data)), tiny_model)

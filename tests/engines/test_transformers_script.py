@@ -11,14 +11,14 @@ from planner.emit.folder import plan_files
 from planner.emit.write import write_folder
 from planner.training import TrainingSetup
 from tests.emit.plans import machine, plan_of
-from tests.engines.conftest import Engine
+from tests.engines.conftest import ScriptEngine
 
 pytestmark = pytest.mark.engines
 
 ON_CPU = ("arguments.use_cpu=true", "arguments.max_steps=2", "arguments.logging_steps=1", "data.cutoff_len=64")
 
 
-def train(engine: Engine, folder: Path, model: Path, *extra: str) -> dict:
+def train(engine: ScriptEngine, folder: Path, model: Path, *extra: str) -> dict:
     words = ("bash", str(folder / "launch.sh"), f"model.name_or_path={model}", *ON_CPU, *extra)
     done = engine.run(*words, cwd=folder.parent, seconds=240)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -36,7 +36,7 @@ def train(engine: Engine, folder: Path, model: Path, *extra: str) -> dict:
     ],
     ids=["lora", "full-packed", "pt-qlora", "ddp-dora"],
 )
-def test_two_steps(engine: Engine, tiny_model: Path, tmp_path: Path, gpus: int, changes: dict) -> None:
+def test_two_steps(engine: ScriptEngine, tiny_model: Path, tmp_path: Path, gpus: int, changes: dict) -> None:
     setup = TrainingSetup(model="-", engine="transformers", parallelism="none" if gpus == 1 else None).but(**changes)
     folder = write_folder(plan_files(plan_of(setup, on=machine(gpus))), tmp_path / "a plan").folder
     state = train(engine, folder, tiny_model)
@@ -46,7 +46,7 @@ def test_two_steps(engine: Engine, tiny_model: Path, tmp_path: Path, gpus: int, 
     assert all(loss > 0 for loss in losses)
 
 
-def test_dialogues_in_a_file_of_ones_own(engine: Engine, tiny_model: Path, tmp_path: Path) -> None:
+def test_dialogues_in_a_file_of_ones_own(engine: ScriptEngine, tiny_model: Path, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     data = tmp_path / "chat.jsonl"
     data.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(8)))

@@ -13,7 +13,7 @@ from planner.errors import InputError, UnsupportedError
 from planner.memory.optimizer import OPTIMIZERS, Tensor2D, optimizer_cost, rule_for
 from planner.memory.regime import Regime
 from planner.training import TrainingSetup
-from tests.memory.engine_python import probe
+from tests.memory.probes import probe
 
 # transformers 5.6 training_args.py, OptimizerNames (5.23 drops adamw_apex_fused)
 TRANSFORMERS_NAMES = """

@@ -16,8 +16,8 @@ from planner.memory.optimizer import Tensor2D, optimizer_cost
 from planner.memory.regime import Regime
 from planner.memory.sharding import kept_per_layer_bytes_per_token, lay_out
 from planner.training import TrainingSetup
-from tests.memory.engine_python import probe
 from tests.memory.models import Priced
+from tests.memory.probes import probe
 
 GIB = 2**30
 CUBLAS = 2 * (2 * 4096 * 1024 + 8 * 16 * 1024)  # two workspaces on an A100, part of every measured figure

@@ -76,9 +76,11 @@ def gpu_table(kinds: Sequence[GpuKind]) -> Table:
 
 
 def _figures(kind: GpuKind) -> list[str]:
+    from planner.units import gib
+
     half = kind.dense_tflops.get("bf16", kind.dense_tflops.get("fp16"))
     return [
-        f"{'' if kind.memory_reported else '~'}{kind.memory_bytes / 2**30:.2f}",
+        f"{'' if kind.memory_reported else '~'}{gib(kind.memory_bytes):.2f}",
         ".".join(str(part) for part in kind.compute_capability) if kind.compute_capability else "-",
         "-" if half is None else f"{half:g}",
         _giga(kind.bandwidth_bytes_per_s),

@@ -89,7 +89,9 @@ def _sizes(gpu: Gpu) -> list[str]:
 
 
 def _gib(size_bytes: int | None) -> str:
-    return "?" if size_bytes is None else f"{size_bytes / 2**30:.2f}"
+    from planner.units import gib
+
+    return "?" if size_bytes is None else f"{gib(size_bytes):.2f}"
 
 
 def _dotted(capability: tuple[int, int] | None) -> str:
