@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help plan test lint test-transformers test-main accuracy screenshot docs bench envs clean
+.PHONY: help plan test lint test-transformers test-main accuracy accuracy-speed screenshot docs bench envs clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -75,6 +75,9 @@ test: envs ## everything that CI runs; the main suite comes last
 
 accuracy: $(VENV)/.dev ## predictions against published measurements, by stack and source
 	$(VENV)/bin/python tools/accuracy.py
+
+accuracy-speed: $(VENV)/.dev ## predicted against published throughput, also of groups left out of the fit
+	$(VENV)/bin/python tools/calibrate_speed.py
 
 bench: $(VENV)/.dev ## time of the main job and rate of `plan estimate --from`
 	@$(VENV)/bin/python -m compileall -q planner

@@ -12,6 +12,9 @@ from planner.search.walk import Terms
 from planner.training import Parallelism, TrainingSetup
 
 SAME_SPEED = 0.95  # the speed model errs by about 5 %: closer predictions do not tell two setups apart
+# Across ways of sharding it errs by more (links, kernels, what overlaps): half of its stated error must be exceeded
+# before states that fit one GPU are spread over several.
+SAME_SPEED_OF_SHARDINGS = 0.85
 
 
 @dataclass(eq=False, repr=False)
@@ -156,8 +159,12 @@ def best_of(desk: Desk, setups: Iterable[TrainingSetup], terms: Terms) -> Traini
     if terms.request.objective == "memory":
         return min(kept, key=lambda setup: (desk.need(setup) or 0, -_rate(desk, setup)))
     fastest = max(_rate(desk, setup) for setup in kept)
-    tied = [setup for setup in kept if _rate(desk, setup) >= SAME_SPEED * fastest]
-    return min(tied, key=lambda setup: (_intrusion(terms, setup), desk.need(setup) or 0))
+    near = [setup for setup in kept if _rate(desk, setup) >= SAME_SPEED_OF_SHARDINGS * fastest]
+    least = min(_intrusion(terms, setup) for setup in near)
+    alike = [setup for setup in near if _intrusion(terms, setup) == least]
+    fastest = max(_rate(desk, setup) for setup in alike)
+    tied = [setup for setup in alike if _rate(desk, setup) >= SAME_SPEED * fastest]
+    return min(tied, key=lambda setup: desk.need(setup) or 0)
 
 
 def _intrusion(terms: Terms, setup: TrainingSetup) -> int:

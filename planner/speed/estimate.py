@@ -1,9 +1,7 @@
 """Tokens per second of a setup: a roofline of arithmetic, memory traffic, launches and collectives.
 
-A simple model for ranking configurations. Constants were fitted to the A100 rows of foundation-model-stack's tables.
-Against all 154 published rows that state a throughput and can be stated as a setup (138 of them those) the median
-error is 4 %, and one in ten is off by more than 13 %: one FSDP row of a 1B model is predicted 37 % too fast, LoRA in
-torchtune 20 % too slow, 128 GPUs by half where the network is not given. Other cards are read off datasheets, untested.
+Its constants are in rules/speed.toml. How far it is off against published throughputs, also against those left out
+when the constants were fitted, is what tools/calibrate_speed.py prints. Other cards are read off datasheets, untested.
 """
 
 from __future__ import annotations
@@ -14,65 +12,50 @@ from planner.hardware.machine import Gpu, Machine
 from planner.model.spec import ModelSpec
 from planner.plan.plan import Speed
 from planner.speed.links import Paths, paths
+from planner.speed.rates import Rates, shipped
 from planner.speed.work import TokenWork, token_work
 from planner.training import OPTIMIZER_OFFLOADS, PARAM_OFFLOADS, TrainingSetup
 
-# Part of the rated dense throughput that large matrix products reach; Hopper's clocks fall under load.
-MATMUL_SHARE = 0.78
-MATMUL_SHARE_OF_NEWEST = 0.55
-ATTENTION_SHARE = 0.45  # of the rated throughput, fused kernels; backward is slower still
-EAGER_SHARE = 0.15
-BANDWIDTH_SHARE = 0.75
-HALF_FULL_TOKENS = 300  # tokens of a micro batch at which matrix products run at half of their best
-# One kernel as Python, peft and autograd launch it, when nothing hides it: a published H100 run of Llama-3-8B in 4 bit
-# (434 tokens a micro batch, 1,566.6 tokens/s) spends the 0.277 s of a micro batch on about 19,000 of them.
-LAUNCH_S = 14e-6
-FOREACH_FACTOR = 1.6  # AdamW by foreach moves its states in several kernels
-OVERLAP = 0.7  # part of a step during which collectives can run unseen
-EXPOSED = 0.15  # part of their time that is seen all the same
-KNOWN_ERROR = 0.25
 GENERATING = frozenset({"ppo", "grpo"})
 WITH_REFERENCE = frozenset({"dpo", "kto"})  # a second forward pass: the reference model's, or without adapters
-UNKNOWN_SPREAD = 3.0
-UNKNOWN_LINK_SPREAD = 2.0
-LAUNCH_SPREAD = 2.0  # launches depend on the host's processor, of which nothing is known
-
-# An unnamed card: the middle of what has tensor cores and bf16 (RTX 3060 51e12, A100 312e12), said in `bound_by`.
-ASSUMED_FLOPS_PER_S = 120e12
-ASSUMED_FP32_PART = 0.25
-ASSUMED_BYTES_PER_S = 800e9
 
 
 @dataclass(eq=False, repr=False)
 class _Card:
+    """``flops_per_s`` as matrix products of its generation reach them relative to Ampere's; ``attention`` likewise of
+    fused attention, relative to that.
+    """
+
     flops_per_s: float
     bytes_per_s: float
+    attention: float
     assumed: bool
 
 
-def predict_speed(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Speed | None:
+def predict_speed(setup: TrainingSetup, spec: ModelSpec, machine: Machine, rates: Rates | None = None) -> Speed | None:
     """Predicted training throughput over all GPUs, in tokens (padding included) per second.
 
     None where the card is known and its throughput in the setup's dtype is not, and for stages that generate text
     (ppo, grpo), most of whose time no figure here describes. For an unnamed card the interval spans what cards of
     its kind differ by.
     """
-    card = _card(setup, machine)
+    rates = rates or shipped()
+    card = _card(setup, machine, rates)
     if card is None or setup.stage in GENERATING:
         return None
-    way = paths(machine)
-    work = token_work(setup, spec)
-    parts = _step_parts(setup, spec, machine, card, way, work)
+    way = paths(machine, rates)
+    work = token_work(setup, spec, rates)
+    parts = _step_parts(setup, spec, machine, card, way, work, rates)
     seconds = sum(parts.values())
     ranks = data_ranks(setup, machine)
     tokens = setup.seq_len * setup.micro_batch_size * setup.gradient_accumulation_steps * ranks
     rate = tokens * setup.sequences_per_sample / seconds
     worst = max(parts, key=lambda name: parts[name])
-    spread = UNKNOWN_SPREAD if card.assumed else 1 + KNOWN_ERROR
+    spread = rates.spread["unnamed" if card.assumed else "known"]
     if way.assumed and worst == "links between GPUs":
-        spread = max(spread, UNKNOWN_LINK_SPREAD)
+        spread = max(spread, rates.spread["assumed_links"])
     if parts["kernel launches"] > 0.25 * seconds:
-        spread = max(spread, LAUNCH_SPREAD)
+        spread = max(spread, rates.spread["launches"])
     return Speed(
         tokens_per_s=rate,
         low_tokens_per_s=rate / spread,
@@ -84,11 +67,13 @@ def predict_speed(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Sp
 
 def assumptions(machine: Machine) -> str:
     """One sentence: how far the predicted speed is to be believed, and what it takes for granted."""
-    assumed = paths(machine).assumed if machine.world_size > 1 else ()
+    rates = shipped()
+    assumed = paths(machine, rates).assumed if machine.world_size > 1 else ()
     said = f", assuming {' and '.join(assumed)}" if assumed else ""
     if machine.smallest.kind is None:
-        return f"speeds are of a card with {ASSUMED_FLOPS_PER_S / 1e12:.0f} TFLOP/s, because this one is unnamed{said}"
-    return f"speeds are predicted from datasheets, to about {KNOWN_ERROR:.0%}{said}"
+        assumed_tflops = rates.unnamed["flops_per_s"] / 1e12
+        return f"speeds are of a card with {assumed_tflops:.0f} TFLOP/s, because this one is unnamed{said}"
+    return f"speeds are predicted from datasheets, to about {rates.spread['known'] - 1:.0%}{said}"
 
 
 def data_ranks(setup: TrainingSetup, machine: Machine) -> int:
@@ -97,20 +82,21 @@ def data_ranks(setup: TrainingSetup, machine: Machine) -> int:
     return max(1, machine.world_size // shared)
 
 
-def _card(setup: TrainingSetup, machine: Machine) -> _Card | None:
+def _card(setup: TrainingSetup, machine: Machine, rates: Rates) -> _Card | None:
     """The slowest card: ranks wait for each other. None if any is known and its throughput is not."""
     kinds = {gpu.kind.id: gpu for gpu in machine.gpus if gpu.kind is not None}
     if len(kinds) == 0 or any(gpu.kind is None for gpu in machine.gpus):
-        part = ASSUMED_FP32_PART if setup.compute_dtype == "fp32" else 1.0
-        return _Card(ASSUMED_FLOPS_PER_S * part, ASSUMED_BYTES_PER_S, assumed=True)
-    cards = [_named(setup, gpu) for gpu in kinds.values()]
+        part = rates.unnamed["fp32_part"] if setup.compute_dtype == "fp32" else 1.0
+        return _Card(rates.unnamed["flops_per_s"] * part, rates.unnamed["bytes_per_s"], 1.0, assumed=True)
+    cards = [_named(setup, gpu, rates) for gpu in kinds.values()]
     known = [card for card in cards if card is not None]
     if len(known) < len(cards):
         return None
-    return _Card(min(card.flops_per_s for card in known), min(card.bytes_per_s for card in known), assumed=False)
+    slowest = min(known, key=lambda card: card.flops_per_s)
+    return _Card(slowest.flops_per_s, min(card.bytes_per_s for card in known), slowest.attention, assumed=False)
 
 
-def _named(setup: TrainingSetup, gpu: Gpu) -> _Card | None:
+def _named(setup: TrainingSetup, gpu: Gpu, rates: Rates) -> _Card | None:
     kind = gpu.kind
     if kind is None or kind.bandwidth_bytes_per_s is None:
         return None
@@ -118,54 +104,59 @@ def _named(setup: TrainingSetup, gpu: Gpu) -> _Card | None:
     rate = kind.dense_tflops.get("tf32" if dtype == "fp32" else dtype) or kind.dense_tflops.get("fp32")
     if rate is None:
         return None
-    newest = (gpu.compute_capability or (0, 0)) >= (9, 0)
-    share = MATMUL_SHARE_OF_NEWEST if newest else MATMUL_SHARE
-    return _Card(rate * 1e12 * share / MATMUL_SHARE, kind.bandwidth_bytes_per_s, assumed=False)
+    named = kind.architecture or "other"
+    generation = named if named in rates.generation else "other"
+    reached = rates.generation[generation]
+    attention = rates.attention_generation[generation] / reached
+    return _Card(rate * 1e12 * reached, kind.bandwidth_bytes_per_s, attention, assumed=False)
 
 
 def _step_parts(
-    setup: TrainingSetup, spec: ModelSpec, machine: Machine, card: _Card, way: Paths, work: TokenWork
+    setup: TrainingSetup, spec: ModelSpec, machine: Machine, card: _Card, way: Paths, work: TokenWork, rates: Rates
 ) -> dict[str, float]:
     """Seconds of one optimizer step by what they are spent on."""
     steps = setup.gradient_accumulation_steps
-    micro = _micro_parts(setup, card, work)
+    micro = _micro_parts(setup, card, work, rates)
     arithmetic = micro["arithmetic"] + micro["memory traffic"]
     launches = max(0.0, micro["kernel launches"] - arithmetic)
-    hidden = OVERLAP * (arithmetic + launches)
-    links = _exposed_s(_micro_traffic_s(setup, spec, machine, way, work), hidden)
-    once = _exposed_s(_step_traffic_s(setup, machine, way, work), hidden)
+    hidden = rates.overlap * (arithmetic + launches)
+    links = _exposed_s(_micro_traffic_s(setup, spec, machine, way, work), hidden, rates)
+    links += _collectives_s(setup, spec, machine, rates)
+    once = _exposed_s(_step_traffic_s(setup, machine, way, work), hidden, rates)
     return {
         "arithmetic": steps * micro["arithmetic"],
         "memory traffic": steps * micro["memory traffic"],
         "kernel launches": steps * launches,
         "links between GPUs": steps * links + once,
-        "the optimizer step": _optimizer_s(setup, machine, card, way, work),
+        "the optimizer step": _optimizer_s(setup, machine, card, way, work, rates),
         "offload to host memory": steps * _offload_s(setup, spec, machine, way),
     }
 
 
-def _exposed_s(traffic_s: float, hidden_s: float) -> float:
+def _exposed_s(traffic_s: float, hidden_s: float, rates: Rates) -> float:
     """What a step waits for: what backward cannot hide, and never less than a part (contention, the first layer)."""
-    return max(EXPOSED * traffic_s, traffic_s - hidden_s)
+    return max(rates.exposed * traffic_s, traffic_s - hidden_s)
 
 
-def _micro_parts(setup: TrainingSetup, card: _Card, work: TokenWork) -> dict[str, float]:
+def _micro_parts(setup: TrainingSetup, card: _Card, work: TokenWork, rates: Rates) -> dict[str, float]:
     """Seconds of one forward and backward pass of a micro batch, apart from links."""
     shared = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel
     tokens = setup.seq_len * setup.micro_batch_size * setup.sequences_per_sample / shared
     again = _recomputed(setup)
     reference = 1.0 if setup.stage in WITH_REFERENCE else 0.0
-    flops = work.matmul_flops * (2 + work.weight_share + reference) + again * (work.matmul_flops - work.head_flops)
-    share = EAGER_SHARE if setup.attention == "eager" else ATTENTION_SHARE
-    attention = work.attention_flops * (3.5 + again) * MATMUL_SHARE / share
-    busy = tokens / (tokens + HALF_FULL_TOKENS)
+    flops = work.matmul_flops * (2 + work.weight_share + reference) + again * (
+        work.matmul_flops - work.head_flops - work.last_flops
+    )
+    share = rates.eager_share if setup.attention == "eager" else rates.attention_share * card.attention
+    attention = work.attention_flops * (3.5 + again) * rates.matmul_share / share
+    busy = tokens / (tokens + rates.matmul["half_full_factor"] * card.flops_per_s / card.bytes_per_s)
     passes = 3 + again + reference
     moved = (work.moved_bytes * passes + work.logit_bytes) * tokens
     moved += _dequantized_bytes(setup, work) * (2 + again)
     return {
-        "arithmetic": tokens * (flops + attention) / (card.flops_per_s * MATMUL_SHARE * busy),
-        "memory traffic": moved / (card.bytes_per_s * BANDWIDTH_SHARE),
-        "kernel launches": work.kernels * (2.2 + again + reference) * LAUNCH_S,
+        "arithmetic": tokens * (flops + attention) / (card.flops_per_s * rates.matmul_share * busy),
+        "memory traffic": moved / (card.bytes_per_s * rates.bandwidth_share),
+        "kernel launches": work.kernels * (2.2 + again + reference) * rates.launch["seconds"],
     }
 
 
@@ -203,6 +194,17 @@ def _micro_traffic_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, wa
     return (weights + gradient) * (ranks - 1) / ranks / way.between_gpus
 
 
+def _collectives_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, rates: Rates) -> float:
+    """Seconds that collectives of a micro batch take whatever they carry: a layer has one in forward, two in backward.
+
+    Each waits for the host to issue it and for a signal to go round the ring of all ranks.
+    """
+    ranks = data_ranks(setup, machine)
+    if ranks == 1 or _parallelism(setup, machine) not in ("zero3", "fsdp", "fsdp2"):
+        return 0.0
+    return 3 * spec.layers * (rates.collective_seconds + (ranks - 1) * rates.hop_seconds)
+
+
 def _step_traffic_s(setup: TrainingSetup, machine: Machine, way: Paths, work: TokenWork) -> float:
     """Seconds of collectives once per optimizer step: DDP's all-reduce, ZeRO-1/2's gather of new weights."""
     ranks = data_ranks(setup, machine)
@@ -214,7 +216,9 @@ def _step_traffic_s(setup: TrainingSetup, machine: Machine, way: Paths, work: To
     return once * work.trained * (ranks - 1) / ranks / way.between_gpus
 
 
-def _optimizer_s(setup: TrainingSetup, machine: Machine, card: _Card, way: Paths, work: TokenWork) -> float:
+def _optimizer_s(
+    setup: TrainingSetup, machine: Machine, card: _Card, way: Paths, work: TokenWork, rates: Rates
+) -> float:
     """Seconds to clip and step: weights, gradients and two states are read and all but gradients written."""
     kind = _parallelism(setup, machine)
     ranks = data_ranks(setup, machine) if kind not in ("none", "ddp") else 1
@@ -224,8 +228,8 @@ def _optimizer_s(setup: TrainingSetup, machine: Machine, card: _Card, way: Paths
         return 28.0 * on_node / way.host_memory + 4.0 * mine / way.to_host
     each = 16.0 if setup.param_dtype == "bf16" else 32.0
     each *= 0.6 if "8bit" in setup.optim else 1.0
-    factor = 1.0 if "fused" in setup.optim else FOREACH_FACTOR
-    return each * factor * mine / (card.bytes_per_s * BANDWIDTH_SHARE)
+    factor = 1.0 if "fused" in setup.optim else rates.foreach_factor
+    return each * factor * mine / (card.bytes_per_s * rates.bandwidth_share)
 
 
 def _offload_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, way: Paths) -> float:

@@ -5,15 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.hardware.machine import Machine
-
-# Usable part of a link's rated bandwidth in ring collectives (nccl-tests, bus bandwidth of large messages).
-LINK_SHARE = 0.75
-# PCIe 4.0 x16 moves 31.5e9 bytes/s one way; consumer boards without peer-to-peer stage through host memory.
-ASSUMED_PCIE_BYTES_PER_S = 31.5e9
-NO_P2P_SHARE = 0.4
-ASSUMED_INTERNODE_BYTES_PER_S = 12.5e9  # one 100 Gbit/s port a node
-# A socket of current servers reads memory at 150e9 to 400e9 bytes/s, a desktop at 50e9; CPU Adam uses about half.
-ASSUMED_HOST_BYTES_PER_S = 40e9
+from planner.speed.rates import Rates
 
 
 @dataclass(eq=False, repr=False)
@@ -26,32 +18,46 @@ class Paths:
     assumed: tuple[str, ...]
 
 
-def paths(machine: Machine) -> Paths:
+def paths(machine: Machine, rates: Rates) -> Paths:
     """Usable bandwidths of the machine's links, one way."""
-    kind = machine.smallest.kind
-    pcie = (kind.pcie_bytes_per_s if kind else None) or ASSUMED_PCIE_BYTES_PER_S
+    links, kind = rates.links, machine.smallest.kind
+    pcie = (kind.pcie_bytes_per_s if kind else None) or links["pcie_bytes_per_s"]
     assumed = () if kind and kind.pcie_bytes_per_s else ("GPUs on PCIe 4.0 x16",)
-    between, said = _between(machine, pcie)
+    between, said = _between(machine, pcie, rates)
     return Paths(
-        between_gpus=LINK_SHARE * between,
-        to_host=LINK_SHARE * pcie,
-        host_memory=ASSUMED_HOST_BYTES_PER_S,
+        between_gpus=links["ring_share"] * between,
+        to_host=links["ring_share"] * pcie,
+        host_memory=links["host_memory_bytes_per_s"],
         assumed=assumed + said,
     )
 
 
-def _between(machine: Machine, pcie: float) -> tuple[float, tuple[str, ...]]:
-    """Bytes/s in one direction over the slowest hop of a ring through all GPUs, and what had to be assumed."""
+def _between(machine: Machine, pcie: float, rates: Rates) -> tuple[float, tuple[str, ...]]:
+    """Bytes/s in one direction over the slowest hop of a ring through all GPUs, and what had to be assumed.
+
+    NCCL lays as many rings as a node has ports and each ring enters a node once, so what counts between nodes is what
+    all ports of a node carry together.
+    """
+    kind = machine.smallest.kind
     if machine.nodes > 1:
         found = machine.links.internode_bytes_per_s
-        said = () if found else ("100 Gbit/s between nodes",)
-        return (found or ASSUMED_INTERNODE_BYTES_PER_S), said
+        return (found, ()) if found else _between_nodes(machine, rates)
     if machine.links.bytes_per_s:
         return machine.links.bytes_per_s, ()
-    kind = machine.smallest.kind
     wired = machine.links.nvlink if machine.links.nvlink is not None else bool(kind and not kind.nvlink_bridge)
     if kind and kind.nvlink_bytes_per_s and wired:
         return kind.nvlink_bytes_per_s, () if machine.links.nvlink else ("NVLink between the GPUs",)
     if len(machine.gpus) == 1:
         return pcie, ()
-    return pcie * NO_P2P_SHARE, ("GPUs that reach each other through host memory over PCIe",)
+    return pcie * rates.links["no_p2p_share"], ("GPUs that reach each other through host memory over PCIe",)
+
+
+def _between_nodes(machine: Machine, rates: Rates) -> tuple[float, tuple[str, ...]]:
+    """Bytes/s that leave a node. Cards on a board with NVLink come in servers with a network port for each GPU."""
+    links, kind, ports = rates.links, machine.smallest.kind, machine.gpus_per_node
+    if kind is None or not kind.nvlink_bytes_per_s or kind.nvlink_bridge:
+        return links["other_node_bytes_per_s"], ("100 Gbit/s between nodes",)
+    newest = (kind.compute_capability or (0, 0)) >= (9, 0)
+    port = links["server_port_bytes_per_s" if newest else "older_server_port_bytes_per_s"]
+    said = f"a network port of {port * 8e-9:.0f} Gbit/s for each GPU"
+    return min(kind.nvlink_bytes_per_s, port * ports), (said,)

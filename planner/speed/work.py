@@ -5,40 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from planner.memory.regime import Regime, resolve_regime
 from planner.model.count import count
 from planner.model.modules import Targets, block_linears, lora_parameters, lora_targets
-from planner.model.spec import Block, ModelSpec
+from planner.model.spec import Attention, Block, ModelSpec
+from planner.speed.rates import Rates
 from planner.training import TrainingSetup
-
-# Bytes that elementwise kernels move for one token and element of width, forward; fitted, with the other constants of
-# planner.speed.estimate, to the 80 one-GPU rows of foundation-model-stack/fms-acceleration's A100 tables.
-NORM_BYTES = 44  # a norm and the residual sum around it, in separate kernels with an fp32 copy
-NORM_BYTES_FUSED = 14
-MLP_BYTES = 16  # activation and product, separate
-MLP_BYTES_FUSED = 8
-ROPE_BYTES = 28
-ROPE_BYTES_FUSED = 8
-LOGIT_BYTES = 20  # fp32 copy, log-softmax and its backward, per vocabulary entry
-LOGIT_BYTES_FUSED = 8
-ADAPTER_BYTES = 10  # cast of the input, scaling and sum of the adapter's output, per element of a target's sides
-EXPERT_FACTOR = 1.2  # routed tokens come in uneven, smaller matrices: fitted to the Mixtral rows of the same tables
-KERNELS_PER_BLOCK = 45
-KERNELS_PER_BLOCK_FUSED = 28
-KERNELS_PER_ADAPTER = 14
-KERNELS_PER_QUANTIZED = 6
 
 
 @dataclass(eq=False, repr=False)
 class TokenWork:
     """Work of one token in one forward pass, and what a backward pass and a recomputation add.
 
-    ``matmul_flops`` 2 per weight used; ``weight_share`` part of these weights that also get a gradient;
+    ``matmul_flops`` 2 per weight used, of which ``head_flops`` by the head and ``last_flops`` by the last linear of the
+    blocks; ``weight_share`` part of these weights that also get a gradient;
     ``attention_flops`` of scores and values; ``moved_bytes`` by elementwise kernels; ``kernels`` launched per
     forward pass over all layers (not per token); ``linear_elements`` weights of the blocks, for dequantization.
     """
 
     matmul_flops: float
     head_flops: float
+    last_flops: float
     weight_share: float
     attention_flops: float
     moved_bytes: float
@@ -48,23 +35,28 @@ class TokenWork:
     trained: int
 
 
-def token_work(setup: TrainingSetup, spec: ModelSpec) -> TokenWork:
-    """Work of one token of this setup. Source: arXiv 2001.08361, 2.1 (2 FLOPs a weight); causal attention is half."""
+def token_work(setup: TrainingSetup, spec: ModelSpec, rates: Rates) -> TokenWork:
+    """Work of one token of this setup. Source: arXiv 2001.08361, 2.1 (2 FLOPs a weight); causal attention is half.
+
+    ``last_flops`` is what a recomputation that stops early leaves out: torch.utils.checkpoint without reentry ends as
+    soon as it has every saved tensor, and nobody saves what the last linear gives out.
+    """
     fused = setup.liger_kernel or setup.unsloth or setup.torch_compile
-    base = _model_work(spec, setup.seq_len, fused, setup.attention == "eager")
+    base = _model_work(spec, setup.seq_len, fused, setup.attention == "eager", rates)
+    regime = resolve_regime(setup, spec)
     trained = trained_parameters(setup, spec)
-    adapters = _adapter_bytes(spec, setup.lora_target) if setup.is_adapter else 0.0
-    kernels = base.kernels + _extra_kernels(setup, spec)
+    adapters = _adapter_bytes(setup, spec, regime, rates) if setup.is_adapter else 0.0
     share = 0.0 if setup.is_adapter else min(1.0, trained / spec.parameters) if spec.parameters else 1.0
-    fused_loss = setup.liger_kernel or setup.loss in ("fused", "fused_linear", "chunked")
+    fused_loss = setup.liger_kernel or setup.torch_compile or setup.loss in ("fused", "fused_linear", "chunked")
     return TokenWork(
         matmul_flops=base.matmul_flops,
         head_flops=base.head_flops,
+        last_flops=0.0 if regime.reentrant else base.last_flops,
         weight_share=share,
         attention_flops=base.attention_flops,
-        moved_bytes=base.moved_bytes + adapters,
-        logit_bytes=float(spec.vocab * (LOGIT_BYTES_FUSED if fused_loss else LOGIT_BYTES)),
-        kernels=kernels,
+        moved_bytes=base.moved_bytes * (rates.stream["wide_factor"] if regime.stream == "fp32" else 1.0) + adapters,
+        logit_bytes=spec.vocab * (rates.logit_bytes_fused if fused_loss else rates.logit_bytes),
+        kernels=base.kernels + _extra_kernels(setup, spec, rates),
         linear_elements=base.linear_elements,
         trained=trained,
     )
@@ -81,19 +73,20 @@ def trained_parameters(setup: TrainingSetup, spec: ModelSpec) -> int:
 
 
 @lru_cache(maxsize=512)
-def _model_work(spec: ModelSpec, seq_len: int, fused: bool, eager: bool) -> TokenWork:
+def _model_work(spec: ModelSpec, seq_len: int, fused: bool, eager: bool, rates: Rates) -> TokenWork:
     head = 2.0 * spec.vocab * (spec.embedding_width or spec.hidden)
     counted = count(spec)
     idle = counted.total - counted.active
-    blocks = (counted.blocks - idle) * (EXPERT_FACTOR if spec.is_moe else 1.0)
+    blocks = (counted.blocks - idle) * (rates.expert_factor if spec.is_moe else 1.0)
     return TokenWork(
         matmul_flops=2.0 * blocks + head,
         head_flops=head,
+        last_flops=sum(2.0 * run.count * run.block.mlp.width * spec.hidden for run in spec.runs if run.block.mlp),
         weight_share=1.0,
         attention_flops=sum(run.count * _attention_flops(run.block, seq_len, eager) for run in spec.runs),
-        moved_bytes=sum(run.count * _moved(spec, run.block, fused) for run in spec.runs),
+        moved_bytes=sum(run.count * _moved(spec, run.block, fused, rates) for run in spec.runs),
         logit_bytes=0.0,
-        kernels=spec.layers * (KERNELS_PER_BLOCK_FUSED if fused else KERNELS_PER_BLOCK),
+        kernels=spec.layers * rates.launch["per_block_fused" if fused else "per_block"],
         linear_elements=counted.blocks,
         trained=0,
     )
@@ -106,27 +99,47 @@ def _attention_flops(block: Block, seq_len: int, eager: bool) -> float:
     return 4.0 * seen * attention.heads * attention.head_dim * (1.0 if eager else 0.5)
 
 
-def _moved(spec: ModelSpec, block: Block, fused: bool) -> float:
-    attention = block.attention
-    width = block.mlp.width if block.mlp else 0
+def _moved(spec: ModelSpec, block: Block, fused: bool, rates: Rates) -> float:
+    """Bytes that the elementwise kernels of one layer move for one token, forward."""
+    one_kernel = fused or block.norm != "rms"  # torch has LayerNorm as one kernel; RMSNorm is written out in models
+    norms = block.norms * spec.hidden * (rates.norm_bytes_fused if one_kernel else rates.norm_bytes)
+    rope = _rotated(block.attention) * (rates.rope_bytes_fused if fused else rates.rope_bytes)
+    return norms + rope + _mlp_bytes(block, fused, rates)
+
+
+def _rotated(attention: Attention) -> int:
+    """Elements of queries and keys that rotary positions touch."""
+    return attention.q_width + attention.kv_width if attention.rope in ("full", "partial") else 0
+
+
+def _mlp_bytes(block: Block, fused: bool, rates: Rates) -> float:
+    each = rates.mlp_bytes_fused if fused else rates.mlp_bytes
+    used = [(1, block.mlp)] if block.mlp else []
     if block.moe:
-        width += block.moe.experts_per_token * block.moe.expert.width
-        width += block.moe.shared.width if block.moe.shared else 0
-    norms = block.norms * spec.hidden * (NORM_BYTES_FUSED if fused else NORM_BYTES)
-    rope = (attention.q_width + attention.kv_width) * (ROPE_BYTES_FUSED if fused else ROPE_BYTES)
-    return float(norms + rope + width * (MLP_BYTES_FUSED if fused else MLP_BYTES))
+        used += [(block.moe.experts_per_token, block.moe.expert)]
+        used += [(1, block.moe.shared)] if block.moe.shared else []
+    return sum(number * mlp.width * (each if mlp.gated else rates.mlp_bytes_fused) for number, mlp in used)
+
+
+def _adapter_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, rates: Rates) -> float:
+    """Adapters in the dtype of their input need no cast of it: only the sides that they write count."""
+    inputs, outputs = _adapted_sides(spec, setup.lora_target)
+    casts = regime.adapter != regime.stream or regime.autocast is not None
+    return rates.adapter_bytes * (outputs + (inputs if casts else 0))
 
 
 @lru_cache(maxsize=512)
-def _adapter_bytes(spec: ModelSpec, targets: Targets) -> float:
-    total = 0
+def _adapted_sides(spec: ModelSpec, targets: Targets) -> tuple[int, int]:
+    """Elements on the input and on the output sides of all adapted linears of the model."""
+    inputs = outputs = 0
     for run in spec.runs:
-        reached = lora_targets(spec, run.block, targets)
-        total += run.count * sum(linear.inputs + linear.outputs for linear in reached if linear.copies == 1)
-    return float(ADAPTER_BYTES * total)
+        reached = [linear for linear in lora_targets(spec, run.block, targets) if linear.copies == 1]
+        inputs += run.count * sum(linear.inputs for linear in reached)
+        outputs += run.count * sum(linear.outputs for linear in reached)
+    return inputs, outputs
 
 
-def _extra_kernels(setup: TrainingSetup, spec: ModelSpec) -> int:
+def _extra_kernels(setup: TrainingSetup, spec: ModelSpec, rates: Rates) -> int:
     """Kernels of adapters and of dequantization, per forward pass over all layers."""
     if not setup.is_adapter:
         return 0
@@ -134,6 +147,6 @@ def _extra_kernels(setup: TrainingSetup, spec: ModelSpec) -> int:
     for run in spec.runs:
         linears = block_linears(spec, run.block)
         adapted = len(lora_targets(spec, run.block, setup.lora_target))
-        total += run.count * (adapted * KERNELS_PER_ADAPTER)
-        total += run.count * len(linears) * KERNELS_PER_QUANTIZED if setup.quantization_bit else 0
+        total += run.count * (adapted * int(rates.launch["per_adapter"]))
+        total += run.count * len(linears) * int(rates.launch["per_quantized"]) if setup.quantization_bit else 0
     return total
