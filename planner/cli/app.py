@@ -19,6 +19,7 @@ from planner.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Planner
 EXAMPLES = {
     "plan": "plan --gpus 3x20GB --model 7B",
     "estimate": "plan estimate --gpus 1xRTX4090 --model 8B --method qlora --seq-len 4096",
+    "fit": "plan fit --gpus 1xRTX4090 --model 8B --method qlora",
     "probe": "plan probe --json > machine.json",
     "gpus": "plan gpus 3080",
     "models": "plan models qwen2.5",
@@ -76,6 +77,7 @@ class _Command(_Sparing, TyperCommand):
 def build_app() -> typer.Typer:
     """The typer application: the bare form is the main job, the rest are its companions."""
     from planner.cli.commands.estimate import estimate_command
+    from planner.cli.commands.fit import fit_command
     from planner.cli.commands.gpus import gpus_command
     from planner.cli.commands.models import models_command
     from planner.cli.commands.plan import plan_command
@@ -86,6 +88,7 @@ def build_app() -> typer.Typer:
     app.callback(cls=_Group, invoke_without_command=True, help=_help(plan_command))(plan_command)
     commands: dict[str, Callable[..., Any]] = {
         "estimate": estimate_command,
+        "fit": fit_command,
         "probe": probe_command,
         "gpus": gpus_command,
         "models": models_command,
