@@ -38,6 +38,7 @@ def plan_screen(plan: Plan, written: Written | None = None) -> RenderableType:
         Text("batch: samples a GPU × accumulation × GPUs   left: GiB under the capacity", style="dim"),
         Text(),
         *(_closeup(shown, is_chosen=plan.chosen is not None) if shown else ()),
+        *_data_notes(plan),
         *notes("why", plan.reasons, style="bold"),
         *notes("try", plan.remedies, style="bold"),
         *notes("assumed", plan.assumptions),
@@ -55,6 +56,25 @@ def job_line(plan: Plan) -> Text:
     sequences = "1 sequence" if request.global_batch == 1 else f"{request.global_batch} sequences"
     shape = f"{request.seq_len} tokens, {sequences} a step{engine}"
     return Text.assemble((spec.id, "bold"), f"  {show_count(spec.parameters)}, {request.stage}, {shape}")
+
+
+def _data_notes(plan: Plan) -> list[RenderableType]:
+    """The lengths of the data, and the steps and hours of the recipe's epochs over it."""
+    found, chosen = plan.data, plan.chosen
+    if found is None:
+        return []
+    from planner.cli.show_fit import course_line
+    from planner.fit.job import JobSize, course
+    from planner.targets.recipe import recipe
+
+    shares = ", ".join(f"{share:.0%} ≤ {found.quantile(share):,}" for share in (0.5, 0.9, 0.99))
+    count = f"{found.samples:,} samples" if found.samples else f"{len(found.lengths):,} samples read"
+    said = [f"{count} of {found.mean:,.0f} tokens on average: {shares}, longest {found.lengths[-1]:,}"]
+    if chosen is not None and found.samples:
+        epochs = float(recipe(chosen.setup)["num_train_epochs"].value)
+        run = course(JobSize(samples=found.samples, epochs=epochs), chosen.setup, plan.machine, chosen.speed)
+        said.append(f"{epochs:g} epochs, {course_line(run).plain.removeprefix('job: ')}")
+    return notes("data", said, style="bold")
 
 
 TIER_NAMES = {0: "free", 1: "light", 2: "sharding", 3: "method", 4: "slow", 5: "data"}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from planner.errors import InputError, shown, unknown_choice
 from planner.hardware.machine import Machine
 from planner.memory.result import Estimate, Verdict
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup
+
+if TYPE_CHECKING:
+    from planner.data.lengths import Lengths
 
 Objective = Literal["quality", "speed", "memory"]
 Profile = Literal["conservative", "recommended", "aggressive"]
@@ -118,6 +121,7 @@ class Plan:
     warnings: tuple[str, ...]
     nearest_miss: Configuration | None = None
     remedies: tuple[str, ...] = ()
+    data: Lengths | None = None
     folder: str | None = None
     files: tuple[str, ...] = ()
     command: str | None = None

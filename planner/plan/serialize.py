@@ -24,6 +24,7 @@ def plan_to_dict(
         "alternatives": [configuration_to_dict(each) for each in plan.alternatives],
         "ladder": [_rung(report) for report in plan.ladder],
         "reasons": list(plan.reasons),
+        "data": plan.data.to_dict() if plan.data else None,
         "folder": folder or plan.folder,
         "files": list(files or plan.files),
         "command": command or plan.command,

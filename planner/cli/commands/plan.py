@@ -48,7 +48,11 @@ def _plan(ctx: typer.Context, **values: Any) -> int:
     spec = resolve(request.model)
     machine = load_machine(gpus=values["gpus"], ram=values["ram"], machine_file=values["machine"])
     refuse_misfits(request, spec)
-    return _answer(make_plan(request, spec, machine), values)
+    if request.data is None:
+        return _answer(make_plan(request, spec, machine), values)
+    from planner.data.fit import with_lengths
+
+    return _answer(with_lengths(request, spec, lambda asked: make_plan(asked, spec, machine)), values)
 
 
 plan_command = with_flags(_plan, PLAN_FLAGS, hide_rare=True)
