@@ -33,13 +33,15 @@ def explain(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Estimate
     """
     from dataclasses import replace
 
+    from planner.calibrate.recall import Models, recall
     from planner.memory.estimate import estimate as priced
     from planner.search.constraints import violations
 
     met = [each for each in violations(setup, spec, machine) if each.effect != "ignored"]
     if met and met[0].effect == "forbid" and setup.engine in ENGINES_WITH_RULES:
         raise InputError(f"{met[0].sentence} (rule {met[0].rule_id})")
-    answer = priced(setup, spec, machine)
+    local = recall(machine, setup.engine)
+    answer = (Models(local).estimate if local else priced)(setup, spec, machine)
     remarks = tuple(f"{each.sentence} (rule {each.rule_id})" for each in met)
     return replace(answer, warnings=answer.warnings + remarks) if remarks else answer
 
@@ -52,10 +54,21 @@ def plan(request: Request, machine: Machine | None = None) -> Plan:
     """
     from planner.hardware.load import load_machine
     from planner.model.catalogue import resolve
-    from planner.plan.make import make_plan
 
     where = machine or load_machine(gpus=request.gpus, ram=request.ram, machine_file=None)
-    return make_plan(request, resolve(request.model), where)
+    return make(request, resolve(request.model), where)
+
+
+def make(request: Request, spec: ModelSpec, machine: Machine) -> Plan:
+    """The plan, with what earlier runs on this machine told (planner.calibrate) where there were any."""
+    from planner.calibrate.recall import Models, recall
+    from planner.plan.make import make_plan
+
+    local = recall(machine, request.engine)
+    if local is None:
+        return make_plan(request, spec, machine)
+    told = Models(local)
+    return make_plan(request, spec, machine, price=told.price, estimate=told.estimate, speed=told.speed)
 
 
 def probe() -> Machine:

@@ -40,19 +40,19 @@ def _plan(ctx: typer.Context, **values: Any) -> int:
         return EXIT_FITS
     if values["version"]:
         return _say_version()
+    from planner.api import make
     from planner.hardware.load import load_machine
     from planner.model.catalogue import resolve
-    from planner.plan.make import make_plan
 
     request = request_from(values)
     spec = resolve(request.model)
     machine = load_machine(gpus=values["gpus"], ram=values["ram"], machine_file=values["machine"])
     refuse_misfits(request, spec)
     if request.data is None:
-        return _answer(make_plan(request, spec, machine), values)
+        return _answer(make(request, spec, machine), values)
     from planner.data.fit import with_lengths
 
-    return _answer(with_lengths(request, spec, lambda asked: make_plan(asked, spec, machine)), values)
+    return _answer(with_lengths(request, spec, lambda asked: make(asked, spec, machine)), values)
 
 
 plan_command = with_flags(_plan, PLAN_FLAGS, hide_rare=True)
