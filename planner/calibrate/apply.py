@@ -56,7 +56,8 @@ class _Shift:
         change = self.above - self.published
         moved = before + self.context + (int(allocated * change) if change > 0 or active else 0)
         least = int(allocated * (1 + self.above)) + context + self.context
-        return max(moved, least, int(before * (1 + self.shortfall)))
+        short = -int(-before * (1 + self.shortfall) // 1) if self.shortfall else 0
+        return max(moved, least, short)
 
 
 def calibrated_price(price: Price, local: Local, setup: TrainingSetup, spec: ModelSpec, machine: Machine,
