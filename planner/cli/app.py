@@ -24,6 +24,7 @@ EXAMPLES = {
     "gpus": "plan gpus 3080",
     "models": "plan models qwen2.5",
     "rungs": "plan rungs",
+    "history": "plan history --model 7B",
 }
 
 
@@ -79,6 +80,7 @@ def build_app() -> typer.Typer:
     from planner.cli.commands.estimate import estimate_command
     from planner.cli.commands.fit import fit_command
     from planner.cli.commands.gpus import gpus_command
+    from planner.cli.commands.history import history_command
     from planner.cli.commands.models import models_command
     from planner.cli.commands.plan import plan_command
     from planner.cli.commands.probe import probe_command
@@ -93,6 +95,7 @@ def build_app() -> typer.Typer:
         "gpus": gpus_command,
         "models": models_command,
         "rungs": rungs_command,
+        "history": history_command,
     }
     for name, command in commands.items():
         app.command(name, cls=_Command, help=_help(command))(command)
