@@ -24,6 +24,7 @@ EXAMPLES = {
     "gpus": "plan gpus 3080",
     "models": "plan models qwen2.5",
     "rungs": "plan rungs",
+    "calibrate": "plan calibrate --python ~/train/bin/python",
     "history": "plan history --model 7B",
 }
 
@@ -77,6 +78,7 @@ class _Command(_Sparing, TyperCommand):
 
 def build_app() -> typer.Typer:
     """The typer application: the bare form is the main job, the rest are its companions."""
+    from planner.cli.commands.calibrate import calibrate_command
     from planner.cli.commands.estimate import estimate_command
     from planner.cli.commands.fit import fit_command
     from planner.cli.commands.gpus import gpus_command
@@ -95,6 +97,7 @@ def build_app() -> typer.Typer:
         "gpus": gpus_command,
         "models": models_command,
         "rungs": rungs_command,
+        "calibrate": calibrate_command,
         "history": history_command,
     }
     for name, command in commands.items():
