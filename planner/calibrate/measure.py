@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from planner.errors import InputError
 from planner.hardware.machine import Machine
 
 SCRIPT = Path(__file__).with_name("measure_script.py")
-LONGEST_S = 600
+LONGEST_S = 600.0
 
 
 def python_with_torch(named: str | None) -> str:
@@ -49,18 +50,37 @@ def measured(python: str, uuids: Sequence[str], *, device: str = "cuda", seconds
     """What the script found. Raises InputError with the last word of a script that failed."""
     command = [python, "-s", str(SCRIPT), "--device", device, "--seconds", str(seconds)]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(uuids), "CUDA_MODULE_LOADING": "LAZY"}
+    code, out, err = _run(command, environment)
+    if code != 0:
+        last = err.strip().splitlines()
+        raise InputError(f"measuring failed with {python!r}: {last[-1] if last else f'exit {code}'}")
+    return read_answer(out)
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str, str]:
+    """Exit code and output; a script that hangs, or is interrupted, ends with every rank that it started."""
     try:
-        done = subprocess.run(  # noqa: S603 - the user's own interpreter and our own script
-            command, env=environment, capture_output=True, text=True, timeout=LONGEST_S, check=False
+        process = subprocess.Popen(  # noqa: S603 - the user's own interpreter and our own script
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        raise InputError(f"measuring took longer than {LONGEST_S} s and was ended; nothing was kept") from None
     except OSError as problem:
-        raise InputError(f"{python!r} cannot be run: {(problem.strerror or str(problem)).lower()}") from None
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()
-        raise InputError(f"measuring failed with {python!r}: {last[-1] if last else f'exit {done.returncode}'}")
-    return read_answer(done.stdout)
+        raise InputError(f"{command[0]!r} cannot be run: {(problem.strerror or str(problem)).lower()}") from None
+    try:
+        out, err = process.communicate(timeout=LONGEST_S)
+    except BaseException as problem:
+        _end(process)
+        if isinstance(problem, subprocess.TimeoutExpired):
+            raise InputError(f"measuring took longer than {LONGEST_S:g} s and was ended; nothing was kept") from None
+        raise
+    return process.returncode, out, err
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.communicate()
 
 
 def read_answer(text: str) -> Constants:

@@ -8,7 +8,7 @@ day, and every value of a setup that could be a path; drivers' GPU names and pac
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -23,13 +23,16 @@ LOCAL_MODEL = "local-model"
 MODELS = ("model", "ref_model", "reward_model")
 
 
-def shared(one: Observation) -> Observation:
-    """The observation without what could tell whose it is; the same run always gets the same id."""
+def shared(one: Observation, is_here: Callable[[str], bool] = lambda name: False) -> Observation:
+    """The observation without what could tell whose it is; the same run always gets the same id.
+
+    ``is_here`` says whether a model's name is a folder here, which looks like a hub's name at times.
+    """
     return replace(
         one,
         run_id=shared_id(one.run_id),
         started_at=f"{one.started_at[:10]}T00:00:00Z",
-        setup=_without_places(one.setup),
+        setup=_without_places(one.setup, is_here),
         versions={name: _public_version(version) for name, version in one.versions.items()},
         note="",
     )
@@ -62,8 +65,8 @@ def _rows(text: str, place: str) -> Iterator[Observation]:
             yield one
 
 
-def _without_places(setup: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: _named(name, value) if name in MODELS else value for name, value in setup.items()}
+def _without_places(setup: Mapping[str, Any], is_here: Callable[[str], bool]) -> dict[str, Any]:
+    found = {name: _named(value, is_here) if name in MODELS else value for name, value in setup.items()}
     if isinstance(found.get("ds_config"), str):
         found["ds_config"] = None
     elif isinstance(found.get("ds_config"), Mapping):
@@ -71,10 +74,10 @@ def _without_places(setup: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _named(name: str, value: Any) -> Any:
+def _named(value: Any, is_here: Callable[[str], bool]) -> Any:
     if not isinstance(value, str):
         return value
-    public = _HUB_NAME.fullmatch(value) and not value.endswith(_LOCAL_ENDINGS)
+    public = _HUB_NAME.fullmatch(value) and not value.endswith(_LOCAL_ENDINGS) and not is_here(value)
     return value if public else LOCAL_MODEL
 
 

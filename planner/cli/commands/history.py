@@ -130,7 +130,7 @@ def _export(path: str, kept: Sequence[Kept]) -> list[str]:
     from planner.calibrate.share import shared
     from planner.calibrate.store import LOCAL
 
-    rows = [shared(each.observation) for each in kept if each.origin == LOCAL]
+    rows = [shared(each.observation, lambda name: Path(name).exists()) for each in kept if each.origin == LOCAL]
     try:
         with Path(path).expanduser().open("x", encoding="utf-8") as file:
             file.writelines(row.to_json() + "\n" for row in rows)
