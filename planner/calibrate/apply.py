@@ -79,7 +79,7 @@ def calibrated_estimate(
     estimate: Estimate, local: Local, setup: TrainingSetup, spec: ModelSpec, machine: Machine
 ) -> Estimate:
     """The estimate with what this machine told, and sentences that say so."""
-    found = replace(estimate, warnings=(*estimate.warnings, *local.warnings)) if local.warnings else estimate
+    found = _with_remarks(estimate, local)
     history = local.history(setup, spec, machine)
     shift = _shift(local, setup, spec, machine, estimate.coverage)
     if shift is None:
@@ -99,6 +99,19 @@ def calibrated_estimate(
         required_bytes=required, capacity_bytes=moved.capacity_bytes,
     )  # fmt: skip
     return replace(moved, verdict=verdict)
+
+
+def _with_remarks(estimate: Estimate, local: Local) -> Estimate:
+    """What holds of every setup here: history that cannot be read, and runs that do not count."""
+    left_out = local.calibration.of_other_releases if local.calibration else 0
+    if not left_out and not local.warnings:
+        return estimate
+    said = (
+        f"{_runs(left_out)} on this machine had the prediction of another release and did not count "
+        "(`plan history --repredict` predicts them again)"
+    )
+    assumptions = (*estimate.assumptions, said) if left_out else estimate.assumptions
+    return replace(estimate, assumptions=assumptions, warnings=(*estimate.warnings, *local.warnings))
 
 
 def calibrated_speed(

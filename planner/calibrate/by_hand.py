@@ -1,9 +1,10 @@
-"""A measurement made by hand -> Observation: for runs that `plan run` did not watch. Pure."""
+"""Today's prediction beside a measurement that was made by hand, or beside a run that an older release predicted."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from hashlib import sha256
 from typing import Any
 
@@ -48,9 +49,18 @@ def observation_by_hand(
     return observation_from_mapping(document, place=place)
 
 
-def _json(record: Any) -> str:
-    from dataclasses import asdict
+def repredicted(one: Observation, machine_for: Callable[[str | None], Machine]) -> Observation:
+    """The run with this release's prediction of its setup; what the card had then, and what was measured, stay.
 
+    Raises InputError for a setup that this release refuses, and a model that is no longer there.
+    """
+    setup = setup_from_mapping(one.setup, place=one.run_id)
+    machine, spec = machine_for(setup.gpus), resolve(setup.model)
+    said = predicted_of(setup, spec, machine, estimate(setup, spec, machine), predict_speed(setup, spec, machine))
+    return replace(one, predicted=replace(said, capacity_bytes=one.predicted.capacity_bytes))
+
+
+def _json(record: Any) -> str:
     return json.dumps(asdict(record))
 
 

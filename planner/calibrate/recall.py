@@ -58,7 +58,8 @@ def _read(path: Path, seen: tuple[int, ...], machine_id: str, engine: str) -> Lo
     except PlannerError as problem:
         return Local(warnings=(f"{problem.sentence}; planned without it",))
     found = fit((each.observation for each in kept), machine_id=machine_id, engine=engine, release=__version__)
-    return Local(calibration=found, constants=constants) if found.classes or constants else None
+    told = found.classes or found.of_other_releases or constants
+    return Local(calibration=found, constants=constants) if told else None
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ def test_a_measurement_that_hangs_is_ended_with_all_that_it_started(
 ) -> None:
     monkeypatch.setattr("planner.calibrate.measure.LONGEST_S", 0.5)
     marker = tmp_path / "child"
-    with pytest.raises(InputError, match="took longer than 0.5 s and was ended"):
+    with pytest.raises(InputError, match=r"took longer than 0\.5 s and was ended"):
         measured(interpreter(f"sleep 60 & echo $! > {marker}; wait"), ["GPU-1"])
     import psutil
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from planner.api import estimate
 from planner.calibrate.observation import observation_from_json
 from planner.calibrate.share import LOCAL_MODEL, shared, shared_id
 from planner.calibrate.store import IMPORTED, store
 from planner.cli.app import run
 from planner.hardware.parse import parse_machine
 from planner.hardware.store import machine_to_json
+from planner.training import TrainingSetup
 
 from .observed import observed
 
@@ -97,9 +99,6 @@ def test_a_measurement_made_by_hand_is_priced_and_remembered_once(ask: Ask, tmp_
 
 
 def run_estimate(ask: Ask) -> dict[str, Any]:
-    from planner.api import estimate
-    from planner.training import TrainingSetup
-
     return estimate(TrainingSetup(**HAND["setup"])).to_dict()
 
 
@@ -208,3 +207,20 @@ def test_a_damaged_store_is_one_sentence(ask: Ask) -> None:
     assert (code, out) == (2, "")
     assert err.startswith("error: history in ") and "set aside as history.damaged-1.sqlite" in err
     assert ask()[0] == 0
+
+
+def test_runs_of_another_release_count_again_once_they_are_predicted_again(ask: Ask) -> None:
+    old = observed(1, 0.0)
+    stale = replace(old, predicted=replace(old.predicted, release="0.0.1", allocated_bytes=10**9, capacity_bytes=7))
+    gone = replace(stale, run_id="gone", setup=dict(old.setup) | {"model": "/no/such/folder"})
+    store().record(stale, gone)
+    setup = TrainingSetup(**old.setup)
+    assert "2 runs on this machine had the prediction of another release" in " ".join(estimate(setup).assumptions)
+    code, out, err = ask("--repredict")
+    assert (code, out) == (0, "1 run predicted again\n")
+    assert "gone stays as it was" in err
+    again = {each.observation.run_id: each.observation for each in store().observations()}
+    assert again["run-1"].predicted == replace(old.predicted, capacity_bytes=7)
+    assert again["run-1"].measured == old.measured and again["gone"] == gone
+    said = " ".join(estimate(setup).assumptions)
+    assert "1 run on this machine with this engine counted" in said and "1 run on this machine had" in said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from planner.calibrate.observation import Observation
     from planner.calibrate.store import Kept, Store
+    from planner.hardware.machine import Machine
 
 _Text = str | None
 SHOWN = (("allocated_bytes", "allocated"), ("reserved_bytes", "reserved"), ("device_bytes", "device"))
@@ -36,6 +37,9 @@ def history_command(
         _Text, typer.Option("--import", metavar="FILE", help="take in rows that were exported; they are only shown")
     ] = None,
     forget: Annotated[_Text, typer.Option("--forget", metavar="ID", help="remove one run")] = None,
+    repredict: Annotated[
+        bool, typer.Option("--repredict", help="predict runs again that another release had predicted")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="one JSON document on stdout")] = False,
 ) -> int:
     """What runs used against what was predicted for them, newest first.
@@ -49,15 +53,14 @@ def history_command(
     """
     from planner.calibrate.store import store
 
-    actions = [name for name, value in (("--add", add), ("--export", export), ("--import", import_file),
-                                        ("--forget", forget)) if value is not None]  # fmt: skip
-    if len(actions) > 1:
-        raise InputError(f"{' and '.join(actions)} are asked for together; give one of them")
+    _one_of({"--add": add, "--export": export, "--import": import_file, "--forget": forget, "--repredict": repredict})
     base = store()
     if add is not None:
         return _report({"added": _add(base, add, machine)}, f"remembered in {base.path}", json_output)
     if import_file is not None:
         return _report({"imported": _import(base, import_file)}, f"taken into {base.path}", json_output)
+    if repredict:
+        return _report({"repredicted": _repredict(base, machine)}, "predicted again", json_output)
     if forget is not None:
         return _report({"forgotten": _forget(base, forget)}, "forgotten", json_output)
     kept = base.observations(engine=engine, machine_id=_machine_id(machine))
@@ -66,6 +69,13 @@ def history_command(
         return _report({"exported": _export(export, kept)}, f"written to {export}", json_output)
     _show(base, kept, as_json=json_output)
     return EXIT_FITS
+
+
+def _one_of(actions: dict[str, str | bool | None]) -> None:
+    """Raises InputError for two actions on one line."""
+    asked = [name for name, value in actions.items() if value not in (None, False)]
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)} are asked for together; give one of them")
 
 
 def _report(told: dict[str, list[str]], what: str, as_json: bool) -> int:
@@ -93,14 +103,9 @@ def _add(base: Store, path: str, machine_file: str | None) -> list[str]:
     """Every row of the file, or none. Raises InputError naming the line."""
     from planner.calibrate.by_hand import observation_by_hand
     from planner.calibrate.observation import now
-    from planner.cli.commands.estimate import Desk
     from planner.files import json_object, read_text
 
-    desk, moment = Desk(machine_file=machine_file), now()
-
-    def machine_for(gpus: str | None) -> Any:
-        return desk.machine(None if machine_file else gpus)
-
+    machine_for, moment = _machines(machine_file), now()
     found = []
     for number, line in enumerate(read_text(path, place="--add").split("\n"), start=1):
         if line.strip():
@@ -110,6 +115,33 @@ def _add(base: Store, path: str, machine_file: str | None) -> list[str]:
         raise InputError(f"--add {path!r} holds no row")
     base.record(*found)
     return [one.run_id for one in found]
+
+
+def _repredict(base: Store, machine_file: str | None) -> list[str]:
+    """Every run of another release that this one can price; the others are named on stderr and stay as they were."""
+    from planner import __version__
+    from planner.calibrate.by_hand import repredicted
+    from planner.calibrate.store import LOCAL
+    from planner.cli.io import say
+    from planner.errors import PlannerError
+
+    machine_for, again = _machines(machine_file), []
+    for each in base.observations(origin=LOCAL):
+        if each.observation.predicted.release != __version__:
+            try:
+                again.append(repredicted(each.observation, machine_for))
+            except PlannerError as problem:
+                say(f"warning: {each.observation.run_id} stays as it was: {problem.sentence}")
+    base.record(*again)
+    return [one.run_id for one in again]
+
+
+def _machines(machine_file: str | None) -> Callable[[str | None], Machine]:
+    """The machine of a row: the file's where one is named, else what the row says, else this one."""
+    from planner.cli.commands.estimate import Desk
+
+    desk = Desk(machine_file=machine_file)
+    return lambda gpus: desk.machine(None if machine_file else gpus)
 
 
 def _import(base: Store, path: str) -> list[str]:
