@@ -33,15 +33,20 @@ def explain(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Estimate
     """
     from dataclasses import replace
 
-    from planner.calibrate.recall import Models, recall
-    from planner.memory.estimate import estimate as priced
+    from planner.calibrate.recall import recall
     from planner.search.constraints import violations
 
     met = [each for each in violations(setup, spec, machine) if each.effect != "ignored"]
     if met and met[0].effect == "forbid" and setup.engine in ENGINES_WITH_RULES:
         raise InputError(f"{met[0].sentence} (rule {met[0].rule_id})")
     local = recall(machine, setup.engine)
-    answer = (Models(local).estimate if local else priced)(setup, spec, machine)
+    if local is None:
+        from planner.memory.estimate import estimate as priced
+    else:
+        from planner.calibrate.models import Models
+
+        priced = Models(local).estimate
+    answer = priced(setup, spec, machine)
     remarks = tuple(f"{each.sentence} (rule {each.rule_id})" for each in met)
     return replace(answer, warnings=answer.warnings + remarks) if remarks else answer
 
@@ -61,12 +66,14 @@ def plan(request: Request, machine: Machine | None = None) -> Plan:
 
 def make(request: Request, spec: ModelSpec, machine: Machine) -> Plan:
     """The plan, with what earlier runs on this machine told (planner.calibrate) where there were any."""
-    from planner.calibrate.recall import Models, recall
+    from planner.calibrate.recall import recall
     from planner.plan.make import make_plan
 
     local = recall(machine, request.engine)
     if local is None:
         return make_plan(request, spec, machine)
+    from planner.calibrate.models import Models
+
     told = Models(local)
     return make_plan(request, spec, machine, price=told.price, estimate=told.estimate, speed=told.speed)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from planner.calibrate.constants import Constants
 from planner.calibrate.fit import SPEED, Calibration, History, Residuals
 from planner.hardware.machine import Gpu, GpuKind, Machine
 from planner.memory.overhead import context_bytes, margins, nccl_bytes, trust_class
@@ -21,6 +21,9 @@ from planner.speed.estimate import BANDWIDTH_SHARE, MATMUL_SHARE, MATMUL_SHARE_O
 from planner.speed.links import LINK_SHARE
 from planner.training import TrainingSetup
 from planner.units import show_gib
+
+if TYPE_CHECKING:
+    from planner.calibrate.constants import Constants
 
 # Phases whose peak is also the largest that activations reach: there the upper bound and what fragmentation takes
 # grow together, so that required bytes may shrink by as much as the bound does (planner.memory.overhead.overheads).

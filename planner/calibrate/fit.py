@@ -18,12 +18,12 @@ published bound does.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from statistics import median
 
 from planner.calibrate.observation import METERS, Observation
 
@@ -33,6 +33,7 @@ NEARLY_FULL = 0.93
 LEAST_SETUPS_OF_OFFSET = 5  # distinct ones, all on one side: 1 in 16 by chance
 LEAST_OFFSET = 0.001
 SPEED = "tokens_per_second"
+_Run = tuple[str, Observation]  # a run under its setup's key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +115,9 @@ def fit(observations: Iterable[Observation], *, machine_id: str, engine: str, re
     """The calibration of that machine and engine; observations of others, and of other releases, are left out."""
     here = [one for one in observations if one.machine.id == machine_id and one.engine == engine]
     own = [one for one in here if one.predicted.release == release]
-    by_class: dict[str, list[Observation]] = defaultdict(list)
+    by_class: dict[str, list[_Run]] = defaultdict(list)
     for one in own:
-        by_class[one.predicted.trust_class].append(one)
+        by_class[one.predicted.trust_class].append((setup_key(one), one))
     return Calibration(
         machine_id=machine_id,
         engine=engine,
@@ -125,21 +126,21 @@ def fit(observations: Iterable[Observation], *, machine_id: str, engine: str, re
     )
 
 
-def _history(ones: Sequence[Observation]) -> History:
+def _history(ones: Sequence[_Run]) -> History:
     meters = {meter: _residuals(ones, meter) for meter in (*METERS, SPEED)}
-    short = {one.run_id: found for one in ones if (found := _shortfall(one)) is not None}
+    short = {one.run_id: found for _, one in ones if (found := _shortfall(one)) is not None}
     return History(
         runs=len(ones),
-        setups=len({setup_key(one) for one in ones}),
+        setups=len({key for key, _ in ones}),
         meters={meter: found for meter, found in meters.items() if found.runs},
         shortfall=max(short.values(), default=0.0),
         ran_out=tuple(sorted(short)),
     )
 
 
-def _residuals(ones: Sequence[Observation], meter: str) -> Residuals:
+def _residuals(ones: Sequence[_Run], meter: str) -> Residuals:
     """One entry for each distinct setup: runs of one setup are alike, and count as one."""
-    told = [(setup_key(one), str(one.setup["model"]), residual) for one in ones for residual in _told(one, meter)]
+    told = [(key, str(one.setup["model"]), residual) for key, one in ones for residual in _told(one, meter)]
     groups = [[value for *_, value in group] for _, group in groupby(sorted(told), key=lambda each: each[0])]
     return Residuals(
         highs=tuple(max(group) for group in groups),
@@ -150,9 +151,15 @@ def _residuals(ones: Sequence[Observation], meter: str) -> Residuals:
     )
 
 
+def median(values: Sequence[float]) -> float:
+    """The middle value, or the mean of the two; statistics.median, without the libraries that it brings along."""
+    ranked, half = sorted(values), len(values) // 2
+    return ranked[half] if len(values) % 2 else (ranked[half - 1] + ranked[half]) / 2
+
+
 def setup_key(one: Observation) -> str:
     """What tells two setups apart; the spelling of the hardware does not."""
-    return repr(sorted((name, repr(value)) for name, value in one.setup.items() if name != "gpus"))
+    return json.dumps({name: value for name, value in one.setup.items() if name != "gpus"}, sort_keys=True)
 
 
 def _told(one: Observation, meter: str) -> list[float]:

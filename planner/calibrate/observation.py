@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -196,7 +196,7 @@ def _record(kind: type, values: Any, place: str) -> Any:
     dot = f"{place}." if place else ""
     if not isinstance(values, Mapping):
         raise InputError(f"{place} {shown(values)} must be an object")
-    known = {each.name: each for each in fields(kind)}
+    known = getattr(kind, "__dataclass_fields__", {})
     for key in values:
         if key not in known:
             close = nearest(str(key), known, limit=1)

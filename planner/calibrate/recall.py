@@ -6,9 +6,8 @@ warning, and planning goes on as if there were no history.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planner.calibrate.place import is_wanted, stamp, store_path
 
@@ -16,13 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from planner.calibrate.apply import Local
+    from planner.calibrate.constants import Constants
     from planner.hardware.machine import Machine
-    from planner.memory.result import Estimate, Price
-    from planner.model.spec import ModelSpec
-    from planner.plan.plan import Speed
-    from planner.training import TrainingSetup
 
-NEWEST = 500  # runs; older ones no longer count
+NEWEST = 100  # runs; older ones no longer count, so that reading them stays a matter of milliseconds
 
 
 def recall(machine: Machine, engine: str) -> Local | None:
@@ -45,7 +41,6 @@ def _read(path: Path, seen: tuple[int, ...], machine_id: str, engine: str) -> Lo
     """The store's answer; ``seen`` changes whenever the file does."""
     from planner import __version__
     from planner.calibrate.apply import Local
-    from planner.calibrate.constants import constants_from_mapping
     from planner.calibrate.fit import fit
     from planner.calibrate.store import LOCAL, Store
     from planner.errors import PlannerError
@@ -54,7 +49,7 @@ def _read(path: Path, seen: tuple[int, ...], machine_id: str, engine: str) -> Lo
     try:
         kept = store.observations(machine_id=machine_id, engine=engine, origin=LOCAL, newest=NEWEST)
         document = store.constants(machine_id)
-        constants = constants_from_mapping(document) if document else None
+        constants = _constants(document) if document else None
     except PlannerError as problem:
         return Local(warnings=(f"{problem.sentence}; planned without it",))
     found = fit((each.observation for each in kept), machine_id=machine_id, engine=engine, release=__version__)
@@ -62,32 +57,7 @@ def _read(path: Path, seen: tuple[int, ...], machine_id: str, engine: str) -> Lo
     return Local(calibration=found, constants=constants) if told else None
 
 
-@dataclass(frozen=True)
-class Models:
-    """``price``, ``estimate`` and ``predict_speed`` of one machine, with what it told."""
+def _constants(document: dict[str, Any]) -> Constants:
+    from planner.calibrate.constants import constants_from_mapping
 
-    local: Local
-
-    def price(self, setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = 0.99) -> Price:
-        """As planner.memory.estimate.price."""
-        from planner.calibrate.apply import calibrated_price
-        from planner.memory.estimate import price
-
-        plain = price(setup, spec, machine, coverage=coverage)
-        return calibrated_price(plain, self.local, setup, spec, machine, coverage)
-
-    def estimate(self, setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = 0.99) -> Estimate:
-        """As planner.memory.estimate.estimate."""
-        from planner.calibrate.apply import calibrated_estimate
-        from planner.memory.estimate import estimate
-
-        plain = estimate(setup, spec, machine, coverage=coverage)
-        return calibrated_estimate(plain, self.local, setup, spec, machine)
-
-    def speed(self, setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Speed | None:
-        """As planner.speed.estimate.predict_speed."""
-        from planner.calibrate.apply import calibrated_speed, measured_machine
-        from planner.speed.estimate import predict_speed
-
-        plain = predict_speed(setup, spec, measured_machine(machine, self.local.constants))
-        return calibrated_speed(plain, self.local, setup, spec, machine)
+    return constants_from_mapping(document)
