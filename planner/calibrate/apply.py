@@ -17,8 +17,7 @@ from planner.memory.overhead import context_bytes, margins, nccl_bytes, trust_cl
 from planner.memory.result import COVERAGE, Estimate, Price, judge
 from planner.model.spec import ModelSpec
 from planner.plan.plan import Speed
-from planner.speed.estimate import BANDWIDTH_SHARE, MATMUL_SHARE, MATMUL_SHARE_OF_NEWEST
-from planner.speed.links import LINK_SHARE
+from planner.speed.rates import shipped
 from planner.training import TrainingSetup
 from planner.units import show_gib
 
@@ -141,25 +140,28 @@ def measured_machine(machine: Machine, constants: Constants | None) -> Machine:
         return machine
     gpus = tuple(replace(gpu, kind=_measured_kind(gpu, constants)) if gpu.kind else gpu for gpu in machine.gpus)
     p2p = constants.p2p_bytes_per_s
-    links = replace(machine.links, bytes_per_s=p2p / LINK_SHARE) if p2p and len(gpus) > 1 else machine.links
+    links = replace(machine.links, bytes_per_s=p2p / _ring_share()) if p2p and len(gpus) > 1 else machine.links
     return replace(machine, gpus=gpus, links=links)
 
 
+def _ring_share() -> float:
+    return float(shipped().links["ring_share"])
+
+
 def _measured_kind(gpu: Gpu, constants: Constants) -> GpuKind | None:
-    kind = gpu.kind
+    kind, rates = gpu.kind, shipped()
     if kind is None:
         return None
-    newest = (gpu.compute_capability or (0, 0)) >= (9, 0)
-    share = MATMUL_SHARE_OF_NEWEST if newest else MATMUL_SHARE
-    host = min(
-        (rate for rate in (constants.to_device_bytes_per_s, constants.to_host_bytes_per_s) if rate), default=None
-    )
+    generation = rates.generation.get(kind.architecture or "other", rates.generation["other"])
+    share = rates.matmul_share * generation
+    both = (constants.to_device_bytes_per_s, constants.to_host_bytes_per_s)
+    host = min((rate for rate in both if rate), default=None)
     moved = constants.bandwidth_bytes_per_s
     return replace(
         kind,
         dense_tflops=kind.dense_tflops | {dtype: rate / share for dtype, rate in constants.matmul_tflops.items()},
-        bandwidth_bytes_per_s=moved / BANDWIDTH_SHARE if moved else kind.bandwidth_bytes_per_s,
-        pcie_bytes_per_s=host / LINK_SHARE if host else kind.pcie_bytes_per_s,
+        bandwidth_bytes_per_s=moved / rates.bandwidth_share if moved else kind.bandwidth_bytes_per_s,
+        pcie_bytes_per_s=host / _ring_share() if host else kind.pcie_bytes_per_s,
     )
 
 

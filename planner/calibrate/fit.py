@@ -23,6 +23,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 from planner.calibrate.observation import METERS, Observation
@@ -36,9 +37,12 @@ SPEED = "tokens_per_second"
 _Run = tuple[str, Observation]  # a run under its setup's key
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Residuals:
-    """measured / predicted - 1 of one meter: the highest and the lowest of each distinct setup, and their middles."""
+    """measured / predicted - 1 of one meter: the highest and the lowest of each distinct setup, and their middles.
+
+    Compared by identity, so that quantiles are found once and remembered.
+    """
 
     highs: tuple[float, ...]
     lows: tuple[float, ...]
@@ -48,11 +52,11 @@ class Residuals:
 
     def above(self, published: float, coverage: float) -> float:
         """The relative bound above the prediction, never negative."""
-        return self._bound(self.highs, published, coverage)
+        return self._bound(1, published, coverage)
 
     def below(self, published: float, coverage: float) -> float:
         """The relative bound below the prediction, as a positive number below 1."""
-        return min(self._bound([-low for low in self.lows], published, coverage), 1.0)
+        return min(self._bound(-1, published, coverage), 1.0)
 
     def offset(self) -> float | None:
         """The median residual where all setups lie on one side of the prediction, more than chance would, else None."""
@@ -61,18 +65,25 @@ class Residuals:
         enough = len(self.middles) >= LEAST_SETUPS_OF_OFFSET and abs(middle) >= LEAST_OFFSET
         return middle if one_side and enough else None
 
-    def _bound(self, side: Sequence[float], published: float, coverage: float) -> float:
-        far = quantile(side, coverage)
+    def _bound(self, side: int, published: float, coverage: float) -> float:
+        far, farthest = _quantiles(self, side, coverage)
         if far > published:
             return self._reach(far, published, coverage)
-        magnitudes = [max(abs(high), abs(low)) for high, low in zip(self.highs, self.lows, strict=True)]
-        return min(published, self._reach(quantile(magnitudes, coverage), published, coverage))
+        return min(published, self._reach(farthest, published, coverage))
 
     def _reach(self, far: float, published: float, coverage: float) -> float:
         decades = math.log10(1 / (1 - coverage))
         beyond = max(0.0, 1 - math.log10(len(self.highs) + 1) / decades)
         stretch = 1 + 1 / math.sqrt(self.models) if self.models else 1.0
         return far * stretch + published * beyond
+
+
+@lru_cache(maxsize=256)
+def _quantiles(seen: Residuals, side: int, coverage: float) -> tuple[float, float]:
+    """The quantile of one side (1 above, -1 below), and of the magnitude."""
+    one_side = seen.highs if side > 0 else [-low for low in seen.lows]
+    magnitudes = [max(abs(high), abs(low)) for high, low in zip(seen.highs, seen.lows, strict=True)]
+    return quantile(one_side, coverage), quantile(magnitudes, coverage)
 
 
 def quantile(values: Sequence[float], coverage: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from planner.calibrate.recall import recall
 from planner.errors import PlannerError
 from planner.hardware.machine import Machine
 from planner.memory.estimate import price
@@ -101,11 +102,17 @@ def _cell(setup: TrainingSetup, length: int, batch: int, spec: ModelSpec, machin
 
 
 def priced(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Price | None:
-    """The price, or None where the setup cannot be priced."""
+    """The price, with what earlier runs on this machine told; None where the setup cannot be priced."""
     try:
-        return price(setup, spec, machine)
+        found = price(setup, spec, machine)
     except PlannerError:
         return None
+    local = recall(machine, setup.engine)
+    if local is None:
+        return found
+    from planner.calibrate.apply import calibrated_price
+
+    return calibrated_price(found, local, setup, spec, machine)
 
 
 def verdict_of(found: Price, machine: Machine) -> Verdict:

@@ -184,6 +184,15 @@ def test_history_reaches_estimate_and_plan_and_can_be_left_out(monkeypatch: pyte
     assert api.estimate(SETUP) == plain
 
 
+def test_the_inverse_question_sees_the_same_history() -> None:
+    from planner.fit.largest import priced
+
+    plain = priced(SETUP, SPEC, MACHINE)
+    store().record(*(observed(number, 0.05) for number in range(3)))
+    told, shown = priced(SETUP, SPEC, MACHINE), api.explain(SETUP, SPEC, MACHINE)
+    assert plain and told and plain.required_bytes < told.required_bytes == shown.required_bytes
+
+
 def test_imported_rows_are_shown_and_never_counted() -> None:
     plain = api.estimate(SETUP)
     store().record(observed(1, 0.2), origin=IMPORTED)
