@@ -11,6 +11,7 @@ from typing import Any
 from planner.calibrate.observation import Observation, mark_of, observation_from_mapping, predicted_of
 from planner.errors import InputError, nearest
 from planner.hardware.machine import Machine
+from planner.hardware.parse import format_gpus
 from planner.memory.estimate import estimate
 from planner.model.catalogue import resolve
 from planner.speed.estimate import predict_speed
@@ -41,7 +42,8 @@ def observation_by_hand(
     plain = {"machine": mark_of(machine), "predicted": said}
     document: dict[str, Any] = {name: json.loads(_json(record)) for name, record in plain.items()}
     document |= {
-        "format": 1, "engine": setup.engine, "setup": setup.to_dict(), "measured": dict(row["measured"]),
+        "format": 1, "engine": setup.engine,
+        "setup": setup.but(gpus=setup.gpus or format_gpus(machine)).to_dict(), "measured": dict(row["measured"]),
         "outcome": row.get("outcome", "finished"), "run_id": row.get("run_id") or _id(row),
         "started_at": row.get("started_at") or now, "versions": row.get("versions") or dict(setup.versions),
         "note": row.get("note", ""),

@@ -150,6 +150,21 @@ def test_rows_go_out_without_anything_of_the_user_and_come_back_elsewhere(
     assert [each.origin for each in store().observations()] == [IMPORTED]
 
 
+def test_the_setup_of_a_row_can_be_estimated_again(
+    ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the card was probed: the row then names it by its flags."""
+    probe = tmp_path / "machine.json"
+    probe.write_text(machine_to_json(parse_machine("1xRTX4090", None)))
+    plain = {name: value for name, value in HAND["setup"].items() if name != "gpus"}
+    ask("--add", written(tmp_path / "rows.jsonl", HAND | {"setup": plain}), "--machine", str(probe))
+    ask("--export", str(tmp_path / "out.jsonl"))
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert run(["estimate", "--from", written(tmp_path / "setups.jsonl", row["setup"]), "--json"]) == 0
+    (again,) = json.loads(capsys.readouterr().out)["estimates"]
+    assert again["allocated_bytes"] == row["predicted"]["allocated_bytes"]
+
+
 def test_sharing_what_was_shared_changes_nothing() -> None:
     once = shared(observed(1, note="mine"))
     assert shared(once) == once
