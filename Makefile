@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help plan test lint test-transformers test-main accuracy accuracy-speed screenshot docs bench envs clean
+.PHONY: help plan test lint test-transformers test-main accuracy accuracy-speed screenshot docs bench gpu-bench envs clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -81,7 +81,11 @@ accuracy-speed: $(VENV)/.dev ## predicted against published throughput, also of 
 
 bench: $(VENV)/.dev ## time of the main job and rate of `plan estimate --from`
 	@$(VENV)/bin/python -m compileall -q planner
-	$(VENV)/bin/python tools/bench.py
+	$(VENV)/bin/python tools/time_plan.py
+
+# On a machine with an NVIDIA GPU, with the Python that has torch, transformers, peft and accelerate.
+gpu-bench: ## measure real training steps on this GPU: make gpu-bench ARGS="--cap 24" PYTHON=python3
+	$(PYTHON) bench/gpu_peaks.py $(if $(filter command line environment,$(origin ARGS)),$(ARGS))
 
 screenshot: $(VENV)/.dev ## docs/screen.svg from the real screen
 	$(VENV)/bin/python tools/screenshot.py

@@ -28,6 +28,7 @@ KEY_VERSIONS = ("torch", "transformers", "peft", "accelerate")
 START_TIMEOUT_S = 300.0
 LEAST_TIMEOUT_S = 90.0
 SLACK = 6.0  # a run may take so many times its predicted seconds
+BASICS = "the bench needs torch, transformers, peft and accelerate"
 FINAL = frozenset({"ok", "out_of_memory"})  # errors are tried again when asked
 
 Row = dict[str, Any]
@@ -139,7 +140,7 @@ class Worker:
     """A process that has imported its libraries, or is about to, and does one job."""
 
     def __init__(self, command: tuple[str, ...] = COMMAND) -> None:
-        self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")
+        self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (see end)
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=surroundings(os.environ), text=True, encoding="utf-8",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
@@ -168,8 +169,7 @@ class Worker:
             message = None
         if message is None:
             self.end()
-            last = (self.complaint().strip().splitlines() or ["it said nothing"])[-1]
-            raise InputError(f"the bench's worker cannot start: {last}", hint="it needs torch, transformers, peft and accelerate")
+            raise InputError(f"the bench's worker cannot start: {_last_line(self.complaint())}", hint=BASICS)
         self._is_ready = True
 
     def work(self, job: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
@@ -233,11 +233,16 @@ def surroundings(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in left_out} | own
 
 
-def ask_card(device: str) -> dict[str, Any]:
+def ask_card(device: str) -> Row:
     """What ``bench.worker`` says of the card and the versions. Raises InputError where there is no card."""
-    worker = Worker()
-    worker.wait_ready()
-    answer = worker.work({"kind": "probe", "device": device}, START_TIMEOUT_S)
-    if "error" in answer or "outcome" in answer:
-        raise InputError(str(answer.get("error") or answer.get("message")))
+    done = subprocess.run(
+        (*COMMAND, "probe", device), cwd=ROOT, env=surroundings(os.environ), capture_output=True, text=True
+    )
+    answer: Row = json.loads(done.stdout) if done.stdout.strip() else {"error": _last_line(done.stderr)}
+    if "error" in answer:
+        raise InputError(str(answer["error"]), hint=BASICS)
     return answer
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1]

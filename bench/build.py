@@ -7,6 +7,7 @@ on the device, and a Linear that is to be 4 bit is packed at once. So a 70B mode
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,18 +38,20 @@ def skeleton(config: Config, setup: Mapping[str, Any]) -> Any:
     import transformers
 
     made = transformers.AutoConfig.for_model(**for_transformers(config))
-    word = DTYPES.get(setup["param_dtype"] or "", None) or str(config.get("torch_dtype", "float32"))
+    word = DTYPES.get(setup["param_dtype"] or "") or str(config.get("torch_dtype", "float32"))
     with _no_init():
-        return transformers.AutoModelForCausalLM.from_config(
+        model = transformers.AutoModelForCausalLM.from_config(
             made, dtype=getattr(torch, word), attn_implementation=setup["attention"]
         )
+    model.tie_weights()  # a part of the initialisation that was left out
+    return model
 
 
 def _no_init() -> Any:
     """transformers' own switch for models whose weights are set elsewhere, under the name of its version."""
-    for module in ("transformers.initialization", "transformers.modeling_utils"):
+    for name in ("transformers.initialization", "transformers.modeling_utils"):
         with contextlib.suppress(ImportError, AttributeError):
-            return getattr(__import__(module, fromlist=["no_init_weights"]), "no_init_weights")()
+            return importlib.import_module(name).no_init_weights()
     return contextlib.nullcontext()
 
 
@@ -128,7 +131,9 @@ def _packed(linear: Any, setup: Mapping[str, Any], device: Any) -> Any:
             quant_type="nf4",
         )
     weight = _filled("weight", linear.weight, device)
-    made.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=double, quant_type="nf4").to(device)
+    made.weight = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=double, quant_type="nf4").to(
+        device
+    )
     if linear.bias is not None:
         made.bias = torch.nn.Parameter(_filled("bias", linear.bias, device), requires_grad=False)
     return made

@@ -36,7 +36,6 @@ def edges(case: Run, setup: TrainingSetup, machine: Machine) -> list[Edge]:
 
     Verdicts worsen with the batch, so both borders are found by halving. A setup that cannot be priced has none.
     """
-
     capacity = machine.smallest.capacity_bytes
 
     def priced(batch: int) -> Price:
@@ -116,7 +115,5 @@ def table(rows: list[dict[str, Any]]) -> str:
     all_judged = sorted((judged(row) for row in rows), key=lambda one: (order[one["judgement"]], one["gib"], one["id"]))
     lines = [f"{'card':>7}  {'verdict':12} {'outcome':14} {'judgement':13} plan"]
     for one in all_judged:
-        lines.append(
-            f"{one['gib']:>4g} GB  {one['verdict']:12} {one['outcome']:14} {one['judgement']:13} {one['id']}"
-        )
+        lines.append(f"{one['gib']:>4g} GB  {one['verdict']:12} {one['outcome']:14} {one['judgement']:13} {one['id']}")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Measure real training steps of catalogue shapes on this machine's NVIDIA GPU, beside what the planner predicts.
 
-    python bench/gpu_peaks.py                        peaks over bench/grid.toml into measurements/gpu/<card>.jsonl
-    python bench/gpu_peaks.py --cap 24               the card held to 24 GiB: safe plans must run, impossible ones run out
+    python bench/gpu_peaks.py                        peaks over bench/grid.toml into measurements/gpu/
+    python bench/gpu_peaks.py --cap 24               the card held to 24 GiB: what is called safe must run
     python bench/gpu_peaks.py --list --card H200     what would be run, and how long it is thought to take
 
 It ends when --minutes are over and goes on from there when called again. Needs torch, transformers, peft and
@@ -40,7 +40,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     reader.add_argument("--out", type=Path, help="folder of the rows (measurements/gpu)")
     reader.add_argument("--minutes", type=float, default=9.0, help="begin no run that would end later (9)")
     reader.add_argument("--only", default="", help="runs whose name holds this word, such as qlora")
-    reader.add_argument("--cap", type=float, nargs="+", default=[], metavar="GiB", help="cards to emulate, such as 24 40")
+    reader.add_argument(
+        "--cap", type=float, nargs="+", default=[], metavar="GiB", help="cards to emulate, such as 24 40"
+    )
     reader.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: the dry mode, tiny shapes")
     reader.add_argument("--list", action="store_true", help="say what would be run and stop")
     reader.add_argument("--card", help="with --list: the card to list for, such as H200; no GPU is asked")
@@ -143,7 +145,7 @@ def plan_run(run: Run, machine: Row, device: str, *, cap: Row | None = None) -> 
         "alloc_conf": os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
     }  # fmt: skip
     job = {
-        "kind": "run", "setup": setup.to_dict(), "config": run.config, "ranks": run.ranks, "steps": list(STEPS),
+        "setup": setup.to_dict(), "config": run.config, "ranks": run.ranks, "steps": list(STEPS),
         "device": device, "limit_bytes": cap["limit_bytes"] if cap else None, "phases": prediction.get("phases"),
     }  # fmt: skip
     return Planned(run=run, job=job, row=row, seconds=seconds_of(prediction, run.spec, sum(STEPS)))

@@ -99,7 +99,10 @@ def read_grid(path: Path | None = None) -> tuple[list[Run], list[Run]]:
 
 
 def _unique(blocks: list[dict[str, Any]], path: Path) -> list[Run]:
-    found = {run.digest: run for block in blocks for run in _product(block, path)}
+    """Each run once, also where one block states a default and another leaves it out."""
+    found: dict[str, Run] = {}
+    for run in (run for block in blocks for run in _product(block, path)):
+        found.setdefault(json.dumps([run.setup("80GB").to_dict(), run.layers]), run)
     return list(found.values())
 
 

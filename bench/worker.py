@@ -21,9 +21,12 @@ PACKAGES = (
 
 
 def main() -> None:
-    """Import, say so, read the job, answer."""
+    """Import, say so, read the job, answer; with ``probe DEVICE`` as arguments, only say what is here."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    if sys.argv[1:2] == ["probe"]:
+        _say(answers, probe(sys.argv[2]))
+        return
     import accelerate  # noqa: F401
     import peft  # noqa: F401
     import torch
@@ -34,7 +37,7 @@ def main() -> None:
     line = sys.stdin.readline()
     if line.strip():
         job = json.loads(line)
-        _say(answers, probe(torch, job) if job["kind"] == "probe" else run(torch, job))
+        _say(answers, run(torch, job))
     # CUDA's own tear-down may fail after an error; the answer is out, and the driver frees what is left
     sys.stderr.flush()
     os._exit(0)
@@ -44,10 +47,12 @@ def _say(answers: TextIO, message: dict[str, Any]) -> None:
     print(json.dumps(message), file=answers, flush=True)
 
 
-def probe(torch: Any, job: dict[str, Any]) -> dict[str, Any]:
+def probe(device: str) -> dict[str, Any]:
     """The card and the versions: what a row is valid for."""
-    if job["device"] == "cpu":
+    if device == "cpu":
         return {"card_name": "cpu", "total_bytes": None, "has_bf16": True, "driver": None, "versions": versions()}
+    import torch
+
     if not torch.cuda.is_available():
         return {"error": "torch sees no CUDA device here; --device cpu runs the dry mode"}
     properties = torch.cuda.get_device_properties(0)

@@ -14,6 +14,7 @@ from planner.hardware.parse import parse_machine
 from planner.memory.estimate import estimate
 from planner.memory.result import Estimate
 from planner.model.catalogue import resolve
+from planner.model.interpret import interpret
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup, setup_from_mapping
 
@@ -73,7 +74,8 @@ def judge_row(row: Row) -> Judged:
     """One row estimated; a problem is kept as its sentence."""
     try:
         setup = setup_from_mapping(statement(row), place=row["id"])
-        spec, machine = resolve(setup.model), parse_machine(setup.gpus or "", None)
+        spec = interpret(row["config"], id=setup.model) if "config" in row else resolve(setup.model)
+        machine = parse_machine(setup.gpus or "", None)
         answer = estimate(setup, spec, machine)
     except NotStatableError as problem:
         return Judged(row=row, problem=f"not statable: {problem}")

@@ -13,7 +13,8 @@ from typing import Any
 
 MEASUREMENTS = Path(__file__).resolve().parent.parent / "measurements"
 CONFIGS = MEASUREMENTS / "configs"
-FILES = ("published", "limits", "more")
+GPU = "gpu"  # runs of bench/gpu_peaks.py, in measurements/gpu/
+FILES = ("published", "limits", "more", GPU)
 
 Row = dict[str, Any]
 Setup = dict[str, Any]
@@ -63,14 +64,27 @@ class NotStatableError(Exception):
 def rows(*names: str) -> Iterator[Row]:
     """Rows of the named files under ``measurements/`` (all of them without a name), each with its ``file``."""
     for name in names or FILES:
+        if name == GPU:
+            yield from _gpu_rows()
+            continue
         path = MEASUREMENTS / f"{name}.jsonl"
         if path.is_file():
             for line in path.read_text().splitlines():
                 yield {**json.loads(line), "file": name}
 
 
+def _gpu_rows() -> Iterator[Row]:
+    """Our own runs on real cards, in the keys of published.jsonl, with their ``setup`` and ``config`` as they ran."""
+    from bench.rows import published, read
+
+    for row in read(MEASUREMENTS / GPU):
+        yield {**published(row), "file": GPU}
+
+
 def statement(row: Row) -> Setup:
     """The setup of one row. Raises NotStatableError with the reason."""
+    if row.get("file") == GPU:
+        return dict(row["setup"])
     for beginning, state in STATERS.items():
         if row["id"].removeprefix("limit-").removeprefix("more-").startswith(beginning):
             own = state(row)
