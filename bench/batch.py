@@ -93,7 +93,9 @@ def run_batch(
     """Run what is not in ``path`` yet, the quickest first, and append each row as it ends."""
     deadline = clock() + 60 * minutes
     before = {row_key(row): row for row in read_rows(path) if row["outcome"] in FINAL or not retry}
-    report = Report(known=[before[one.key] for one in planned if one.key in before])
+    # a run's figures stay; what is predicted of it is today's
+    known = [{**before[one.key], "predicted": one.row["predicted"]} for one in planned if one.key in before]
+    report = Report(known=known)
     todo = sorted((one for one in planned if one.key not in before), key=lambda one: one.seconds)
     waiting: Worker | None = None
     try:
@@ -220,7 +222,7 @@ class Worker:
 
 def surroundings(environment: Mapping[str, str]) -> dict[str, str]:
     """The worker's environment: one card, counted as nvidia-smi counts, no hub, no telemetry."""
-    first = (environment.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
+    first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     own = {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": first,

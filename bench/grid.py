@@ -20,8 +20,16 @@ from planner.training import TrainingSetup, setup_from_mapping
 HOME = Path(__file__).resolve().parent
 LISTS = frozenset({"lora_target", "additional_target"})  # one value of these is a list: an axis is a list of lists
 OWN_FIELDS = frozenset({"about", "layers", "ranks"})
+# What the bench's worker does with a setup; every other field would be priced and not run.
+RUNNABLE = frozenset(
+    {
+        "model", "method", "lora_rank", "lora_target", "lora_dropout", "additional_target", "double_quantization",
+        "seq_len", "micro_batch_size", "gradient_accumulation_steps", "optim", "param_dtype", "compute_dtype",
+        "adapter_dtype", "gradient_checkpointing", "attention", "liger_kernel", "loss", "parallelism",
+    }
+)  # fmt: skip
+METHODS = frozenset({"full", "lora", "dora", "qlora"})
 ALWAYS = {"engine": "transformers", "compute_dtype": "bf16"}
-# What a run needs beside torch, transformers, peft and accelerate: package -> whether this setup needs it.
 BNB_OPTIMIZERS = ("8bit", "paged", "lion", "ademamix", "rmsprop_bnb")
 
 
@@ -126,6 +134,18 @@ def _axis(name: str, value: Any) -> list[Any]:
 
 
 def _check(run: Run, path: Path) -> None:
-    setup_from_mapping(run.stated("80GB"), place=f"{path.name}, {run.name}")
-    if run.ranks > 1 and run.fields.get("parallelism") != "fsdp2":
-        raise InputError(f"{path.name}, {run.name}: ranks {run.ranks} go with parallelism fsdp2 only")
+    """Raises InputError for a setup that is not valid, or that the worker would not run as it is stated."""
+    place = f"{path.name}, {run.name}"
+    setup = setup_from_mapping(run.stated("80GB"), place=place)
+    unknown = run.fields.keys() - RUNNABLE
+    checks = {
+        f"the bench runs no {', '.join(sorted(unknown))}": bool(unknown),
+        f"the bench runs no method {setup.method}": setup.method not in METHODS,
+        "the bench checkpoints every layer or none": not isinstance(setup.gradient_checkpointing, bool),
+        f"loss {setup.loss} goes with liger_kernel": setup.loss not in (None, "torch") and not setup.liger_kernel,
+        "parallelism is none or fsdp2 here": setup.parallelism not in (None, "none", "fsdp2"),
+        f"ranks {run.ranks} go with parallelism fsdp2 only": (run.ranks > 1) != (setup.parallelism == "fsdp2"),
+    }
+    for sentence, is_met in checks.items():
+        if is_met:
+            raise InputError(f"{place}: {sentence}")

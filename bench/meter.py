@@ -44,6 +44,7 @@ class CudaMeter:
 
     def __init__(self, torch: Any, driver: DriverMeter | None) -> None:
         self._cuda = torch.cuda
+        self._cuda.init()  # the allocator has no counters to reset before
         self.driver = driver
         self.current: str | None = None
         self.phases: dict[str, dict[str, int]] = {}
@@ -179,9 +180,25 @@ class DriverMeter:
 
 def driver_meter() -> DriverMeter | None:
     """A sampling meter of the card that CUDA device 0 will be, or None where no driver answers."""
+    return _first_answer(lambda reader: DriverMeter(reader, type(reader).__name__.lower()))
+
+
+def driver_facts() -> tuple[str, int] | None:
+    """The driver's version and the card's total bytes by its words, or None where no driver answers."""
+
+    def ask(reader: Any) -> tuple[str, int]:
+        try:
+            return reader.facts()
+        finally:
+            reader.close()
+
+    return _first_answer(ask)
+
+
+def _first_answer(ask: Any) -> Any:
     for kind in (Nvml, Smi):
         try:
-            return DriverMeter(kind(visible_card()), kind.__name__.lower())
+            return ask(kind(visible_card()))
         except Exception:  # noqa: S112 (no NVML library, no driver, a refusal: the next reader, then none)
             continue
     return None
@@ -210,6 +227,12 @@ class Nvml:
         """Bytes in use on the card by anybody."""
         return int(self._nvml.nvmlDeviceGetMemoryInfo(self._card).used)
 
+    def facts(self) -> tuple[str, int]:
+        """The driver's version and the card's total memory in bytes, as it reports it."""
+        version = self._nvml.nvmlSystemGetDriverVersion()
+        word = version.decode() if isinstance(version, bytes) else str(version)
+        return word, int(self._nvml.nvmlDeviceGetMemoryInfo(self._card).total)
+
     def of_process(self, pid: int) -> int | None:
         """Bytes of one process; None where the driver does not say (a container's numbers are not the host's)."""
         try:
@@ -229,12 +252,14 @@ class Smi:
     lag_s = 4 * SMI_SAMPLE_MS / 1000
 
     def __init__(self, card: str) -> None:
+        self._named = card
         asked = ["--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--loop-ms={SMI_SAMPLE_MS}"]
         self._process = subprocess.Popen(
             ["nvidia-smi", "-i", card, *asked], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self._last = self._next()
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
 
     def _next(self) -> int:
         line = self._process.stdout.readline() if self._process.stdout else ""
@@ -251,6 +276,13 @@ class Smi:
         """Bytes in use on the card by anybody, as last printed."""
         return self._last
 
+    def facts(self) -> tuple[str, int]:
+        """The driver's version and the card's total memory in bytes, as it reports it."""
+        asked = ["--query-gpu=driver_version,memory.total", "--format=csv,noheader,nounits"]
+        found = subprocess.run(["nvidia-smi", "-i", self._named, *asked], capture_output=True, text=True, check=True)
+        version, total = found.stdout.strip().splitlines()[0].split(",")
+        return version.strip(), int(total) * MIB
+
     def of_process(self, pid: int) -> int | None:
         """Not asked for."""
         return None
@@ -259,3 +291,6 @@ class Smi:
         """End it."""
         self._process.kill()
         self._process.wait()
+        self._thread.join(timeout=5)
+        if self._process.stdout and not self._thread.is_alive():
+            self._process.stdout.close()

@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any, TextIO
 
-from bench.meter import CudaMeter, PretendMeter, driver_meter
+from bench.meter import CudaMeter, PretendMeter, driver_facts, driver_meter
 from bench.outcome import ending
 
 PACKAGES = (
@@ -56,12 +56,13 @@ def probe(device: str) -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {"error": "torch sees no CUDA device here; --device cpu runs the dry mode"}
     properties = torch.cuda.get_device_properties(0)
+    driver, total = driver_facts() or (None, None)
     return {
         "card_name": properties.name,
         "total_bytes": properties.total_memory,
-        "driver_total_bytes": _driver_total(),
+        "driver_total_bytes": total,
         "has_bf16": (properties.major, properties.minor) >= (8, 0),
-        "driver": _driver_version(),
+        "driver": driver,
         "cuda": torch.version.cuda,
         "versions": versions(),
     }
@@ -78,31 +79,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _driver_version() -> str | None:
-    """The driver's version from NVML, else from nvidia-smi."""
-    answer = _ask_driver("driver_version")
-    return answer or None
-
-
-def _driver_total() -> int | None:
-    """Bytes that the driver reports as the card's total, by which cards are known."""
-    answer = _ask_driver("memory.total")
-    return int(answer) * 2**20 if answer and answer.isdecimal() else None
-
-
-def _ask_driver(what: str) -> str | None:
-    import subprocess
-
-    from bench.meter import visible_card
-
-    command = ["nvidia-smi", "-i", visible_card(), f"--query-gpu={what}", "--format=csv,noheader,nounits"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip().splitlines()[0] if found.stdout.strip() else None
 
 
 def run(torch: Any, job: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from measured_setups import NotStatableError, Row, rows, statement
+from measured_setups import GPU, NotStatableError, Row, rows, statement
 
 from planner.errors import PlannerError
 from planner.hardware.machine import Machine
@@ -74,7 +74,7 @@ def judge_row(row: Row) -> Judged:
     """One row estimated; a problem is kept as its sentence."""
     try:
         setup = setup_from_mapping(statement(row), place=row["id"])
-        spec = interpret(row["config"], id=setup.model) if "config" in row else resolve(setup.model)
+        spec = interpret(row["config"], id=setup.model) if row.get("file") == GPU else resolve(setup.model)
         machine = parse_machine(setup.gpus or "", None)
         answer = estimate(setup, spec, machine)
     except NotStatableError as problem:

@@ -56,6 +56,13 @@ def test_what_is_there_is_not_run_again(tmp_path: Path) -> None:
     assert ([row["id"] for row in again.known], [row["id"] for row in again.rows]) == (["one"], ["two"])
 
 
+def test_a_known_run_is_judged_by_todays_prediction(tmp_path: Path) -> None:
+    path = tmp_path / "h200.jsonl"
+    run_batch([planned("one")], path, minutes=1, say=quiet)
+    (known,) = run_batch([planned("one", predicted={"allocated_bytes": 5})], path, minutes=1, say=quiet).known
+    assert (known["predicted"], known["peaks"]) == ({"allocated_bytes": 5}, {"allocated_bytes": 2**30})
+
+
 @pytest.mark.parametrize(
     "change", [{"driver": "590"}, {"versions": {"torch": "2.14.0"}}, {"card": "A100-80GB"}, {"layers": 3}, {"ranks": 2},
                {"cap": {"gib": 24}}, {"alloc_conf": "expandable_segments:True"}],
@@ -109,3 +116,4 @@ def test_workers_see_one_card_and_no_launcher() -> None:
     assert "WORLD_SIZE" not in seen
     assert seen["PYTHONPATH"].endswith(":/site") and seen["PATH"] == "/bin"
     assert surroundings({})["CUDA_VISIBLE_DEVICES"] == "0"
+    assert surroundings({"CUDA_VISIBLE_DEVICES": ""})["CUDA_VISIBLE_DEVICES"] == ""  # none is none

@@ -89,6 +89,12 @@ def test_a_model_that_cannot_be_cut_is_a_sentence(model: str, words: str) -> Non
         ('[[rums]]\nmodel = "7B"', "rums"),
         ("[[runs]\n", "grid.toml"),
         ('[[runs]]\nmodel = "7B"\nranks = 2', "fsdp2 only"),
+        ('[[runs]]\nmodel = "7B"\nparallelism = "fsdp2"', "fsdp2 only"),
+        ('[[runs]]\nmodel = "7B"\npacking = true', "runs no packing"),
+        ('[[runs]]\nmodel = "7B"\nmethod = "galore"', "runs no method galore"),
+        ('[[runs]]\nmodel = "7B"\ngradient_checkpointing = 2', "every layer or none"),
+        ('[[runs]]\nmodel = "7B"\nloss = "fused"', "goes with liger_kernel"),
+        ('[[runs]]\nmodel = "7B"\nparallelism = "zero3"', "none or fsdp2"),
     ],
 )
 def test_a_wrong_grid_is_one_sentence(tmp_path: Path, block: str, words: str) -> None:

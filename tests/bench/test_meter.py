@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench.meter import CudaMeter, DriverMeter, visible_card
+from bench.meter import CudaMeter, DriverMeter, driver_facts, driver_meter, visible_card
 
 GIB = 2**30
 
@@ -18,6 +21,10 @@ class Books:
     def __init__(self, total: int = 100 * GIB) -> None:
         self.total, self.now, self.peak, self.held = total, 0, 0, 0
         self.fraction: tuple[float, int] | None = None
+        self.is_begun = False
+
+    def init(self) -> None:
+        self.is_begun = True
 
     def take(self, size: int) -> None:
         self.now += size
@@ -34,6 +41,7 @@ class Books:
         return self.held
 
     def reset_peak_memory_stats(self, device: int) -> None:
+        assert self.is_begun, "Allocator not initialized for device 0: did you call init?"
         self.peak = self.now
 
     def memory_stats(self, device: int) -> dict[str, int]:
@@ -125,3 +133,33 @@ def test_the_first_visible_card(monkeypatch: pytest.MonkeyPatch, value: str | No
     if value is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert visible_card() == card
+
+
+def test_facts_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the calls of pynvml, and through nvidia-smi's words where it is not there."""
+    info = SimpleNamespace(total=143771 * 2**20, used=5)
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None, nvmlShutdown=lambda: None, nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlSystemGetDriverVersion=lambda: b"580.159", nvmlDeviceGetMemoryInfo=lambda card: info,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert driver_facts() == ("580.159", 143771 * 2**20)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert driver_facts() is None
+
+
+def test_nvidia_smi_stands_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in\n'
+        '*driver_version*) echo "580.159, 143771";;\n'
+        "*) echo 100; sleep 0.05; echo 900; echo 700; exec sleep 5;;\nesac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert driver_facts() == ("580.159", 143771 * 2**20)
+    driver = driver_meter()
+    assert driver is not None and driver.name == "smi"
+    found = driver.close()
+    assert found["used_bytes"] == 600 * 2**20 and found["process_bytes"] is None
