@@ -75,11 +75,17 @@ class Space:
         return found
 
     def _largest(self, setup: TrainingSetup, limit_bytes: int, coverage: float) -> TrainingSetup | None:
-        """Bisection over the micro batches that keep the effective batch: memory grows with each."""
+        """Bisection over the micro batches that keep the effective batch: memory grows with each.
+
+        But for the largest: a step of one micro batch does not accumulate, and may need less than a smaller one.
+        """
         sizes = self.terms.batch.micro_sizes
+        whole = self.terms.batch.split(setup, sizes[-1])
+        if self._may(whole, limit_bytes, coverage):
+            return whole
         if not self._may(setup, limit_bytes, coverage):
             return None
-        best, low, high = setup, 1, len(sizes) - 1
+        best, low, high = setup, 1, len(sizes) - 2
         while low <= high:
             middle = (low + high) // 2
             tried = self.terms.batch.split(setup, sizes[middle])
@@ -94,7 +100,10 @@ class Space:
 
     def leanest(self, offload: Rung | None = None) -> TrainingSetup | None:
         """The setup that needs least, fitting or not; None if nothing may be used or priced."""
-        needs = [(self.desk.need(family[0]), family[0]) for family in self.families(offload)]
+        sizes = self.terms.batch.micro_sizes
+        lightest = [family[0] for family in self.families(offload)]
+        tried = [self.terms.batch.split(setup, size) for setup in lightest for size in {sizes[0], sizes[-1]}]
+        needs = [(self.desk.need(setup), setup) for setup in tried]
         known = [(need, setup) for need, setup in needs if need is not None]
         return min(known, key=lambda pair: pair[0])[1] if known else None
 

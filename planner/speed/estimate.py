@@ -122,7 +122,9 @@ def _step_parts(
     hidden = rates.overlap * (arithmetic + launches)
     links = _exposed_s(_micro_traffic_s(setup, spec, machine, way, work), hidden, rates)
     links += _collectives_s(setup, spec, machine, rates)
-    once = _exposed_s(_step_traffic_s(setup, machine, way, work), hidden, rates)
+    once = _step_traffic_s(setup, machine, way, work)
+    if _parallelism(setup, machine) == "ddp":  # reduced during the last backward pass; ZeRO gathers when all is done
+        once = _exposed_s(once, hidden, rates)
     return {
         "arithmetic": steps * micro["arithmetic"],
         "memory traffic": steps * micro["memory traffic"],
