@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+
+import added_setups
+from statements import NotStatableError, Row, Setup
 
 MEASUREMENTS = Path(__file__).resolve().parent.parent / "measurements"
 CONFIGS = MEASUREMENTS / "configs"
 GPU = "gpu"  # runs of bench/gpu_peaks.py, in measurements/gpu/
-FILES = ("published", "limits", "more", GPU)
-
-Row = dict[str, Any]
-Setup = dict[str, Any]
+FILES = ("published", "limits", "more", "added", GPU)
 
 # Models that are no catalogue row: truncated models and GPTQ checkpoints, whose group size is in their config.
 OWN_CONFIGS = {
@@ -33,6 +32,7 @@ SPELLED = {
     "llama2-7b": "meta-llama/Llama-2-7b-hf",
     "NousResearch/Llama-2-70b-hf": "meta-llama/Llama-2-70b-hf",
     "Qwen/Qwen-7B-Chat-Int4": "Qwen/Qwen-7B-Chat",
+    **added_setups.SPELLED,
 }
 # Cards by the source's words; "40GB card" is what the source says and no more.
 CARDS = {
@@ -50,15 +50,12 @@ CARDS = {
     "40GB card": "40GB",
     ">=40GB card": "40GB",
     "24GB card": "24GB",
+    **added_setups.CARDS,
 }
 
 
 # Models whose attention projection is one linear module.
 FUSED_LINEARS = {"falcon": ["query_key_value"], "stablelm": ["query_key_value"], "Phi-3": ["qkv_proj"]}
-
-
-class NotStatableError(Exception):
-    """The contract's fields cannot say what this run did; the message says why."""
 
 
 def rows(*names: str) -> Iterator[Row]:
@@ -85,8 +82,9 @@ def statement(row: Row) -> Setup:
     """The setup of one row. Raises NotStatableError with the reason."""
     if row.get("file") == GPU:
         return dict(row["setup"])
-    for beginning, state in STATERS.items():
-        if row["id"].removeprefix("limit-").removeprefix("more-").startswith(beginning):
+    readings = added_setups.STATERS if row["file"] == "added" else STATERS
+    for beginning, state in readings.items():
+        if row["id"].removeprefix("limit-").removeprefix("more-").removeprefix("added-").startswith(beginning):
             own = state(row)
             return {name: value for name, value in {**_common(row), **own}.items() if value is not None}
     raise NotStatableError(f"no reading is written for the source {row['source']!r}")

@@ -1,0 +1,175 @@
+"""Rows of measurements/added.jsonl as setups in the contract's fields, stated as a reader of their sources would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from statements import Row, Setup
+
+CARDS = {
+    "NVIDIA L40S": "L40S",
+    "H20-96GB": "h20-96gb",
+    "A800-80GB": "a800-sxm4-80gb",
+    ">=80GB card": "80GB",
+    "48GB card": "48GB",
+    "80GB card": "80GB",
+}
+# Same shapes as a catalogue row under another name.
+SPELLED = {
+    "mistralai/Devstral-Small-2507": "mistralai/Mistral-Small-24B-Base-2501",
+    "mistralai/Magistral-Small-2506": "mistralai/Mistral-Small-24B-Base-2501",
+    "katanemo/Plano-Orchestrator-4B": "Qwen/Qwen3-4B-Instruct-2507",
+    "XiaomiMiMo/MiMo-7B-RL": "XiaomiMiMo/MiMo-7B-Base",
+    "arcee-ai/AFM-4.5B": "arcee-ai/AFM-4.5B-Base",
+    "swiss-ai/Apertus-8B-Instruct-2509": "swiss-ai/Apertus-8B-2509",
+}
+AXOLOTL_OPTIMS = {"adamw_bnb_8bit": "adamw_8bit", "adamw_torch_8bit": "adamw_8bit"}
+
+
+def _peft(row: Row) -> Setup:
+    """PEFT's benchmark: a hand-written loop around transformers and peft, whose ``outputs`` live through backward."""
+    setup: Setup = {
+        "engine": "pytorch",
+        "versions": {"transformers": row["note"].split("transformers ")[1].split(";")[0]},
+        "padded": True,
+        "optim": "adamw_torch",
+        "attention": "sdpa",
+        "compute_dtype": "bf16",
+        "param_dtype": "bf16",
+    }
+    if row["method"] != "full":
+        setup |= {"lora_target": row["lora_targets"].split(","), "adapter_dtype": "fp32"}
+    return setup
+
+
+def _axolotl(row: Row) -> Setup:
+    """One of axolotl's examples; its cut cross-entropy, which keeps no logits, is the fused linear loss here."""
+    note, targets = row["note"], row["lora_targets"]
+    setup: Setup = {
+        "engine": "axolotl",
+        "optim": AXOLOTL_OPTIMS.get(row["optimizer"], row["optimizer"]),
+        "attention": "flash_attention_2",
+        "packing": row["packing"],
+        "activation_offload": "activation offloading" in note,
+        "loss": "fused_linear" if "cut cross-entropy" in note else "torch",
+        "offload": "params" if row["offload"] == "cpu" else "none",
+        "parallelism": {"FSDP2": "fsdp2", "FSDP1": "fsdp"}.get(row["sharding"], "none"),
+    }
+    if row["method"] != "full":
+        setup |= {
+            "lora_target": "all" if targets == "all linear" else targets.split(","),
+            "lora_dropout": float(note.split("lora_dropout ")[1].split(";")[0]),
+            "quantization_bit": row["quant_bits"],
+        }
+    return setup
+
+
+def _swift(row: Row) -> Setup:
+    """A command of ms-swift with the memory in a comment: HF Trainer or TRL's DPO, under DeepSpeed on several GPUs."""
+    setup: Setup = {
+        "stage": row.get("stage", "sft"),
+        "engine": "transformers",
+        "versions": {"transformers": "4.53"},
+        "optim": "adamw_torch",
+        "attention": row["attn"],
+        "packing": row["packing"],
+        "compute_dtype": "bf16",
+        "liger_kernel": row["liger_or_fused_ce"],
+        "parallelism": {"ZeRO-3": "zero3", "ZeRO-2": "zero2"}.get(row["sharding"], "none"),
+    }
+    if row["method"] == "full":
+        return setup | {"param_dtype": "bf16"}
+    return setup | {"lora_target": "all"}
+
+
+def _atorch(row: Row) -> Setup:
+    """ATorch's FSDP1 example around transformers of 2023: a model in fp32 under autocast, blocks of one length."""
+    setup: Setup = {
+        "stage": "pt",
+        "engine": "transformers",
+        "versions": {"transformers": "4.34"},
+        "optim": "adamw_torch",
+        "attention": "flash_attention_2",
+        "packing": True,
+        "param_dtype": "fp32",
+        "compute_dtype": "bf16",
+        "parallelism": "fsdp",
+    }
+    if row["method"] == "lora":
+        targets = row["lora_targets"].split(",")
+        setup |= {"lora_target": targets, "lora_dropout": 0.05, "adapter_dtype": "fp32"}
+    return setup
+
+
+def _llama_recipes(row: Row) -> Setup:
+    """llama-recipes of July 2023: a plain loop in pure bf16 under FSDP1, attention written out."""
+    return {
+        "engine": "transformers",
+        "versions": {"transformers": "4.31"},
+        "optim": "adamw_torch",
+        "attention": "eager",
+        "packing": True,
+        "param_dtype": "bf16",
+        "compute_dtype": "bf16",
+        "adapter_dtype": "bf16",
+        "lora_target": row["lora_targets"].split(","),
+        "lora_dropout": 0.05,
+        "parallelism": "fsdp",
+    }
+
+
+def _deepspeed_gist(row: Row) -> Setup:
+    """Full fine-tuning under DeepSpeed around transformers of early 2024, as a table states it."""
+    offload = "all" if "parameters" in row["offload"] else "optimizer" if "optimizer" in row["offload"] else "none"
+    return {
+        "stage": "pt",
+        "engine": "transformers",
+        "versions": {"transformers": "4.39"},
+        "optim": "adamw_torch",
+        "attention": "flash_attention_2",
+        "packing": True,
+        "compute_dtype": "bf16",
+        "parallelism": "zero2" if row["sharding"] == "ZeRO-2" else "zero3",
+        "offload": offload,
+    }
+
+
+def _longlora(row: Row) -> Setup:
+    """LongLoRA's fine-tune.py without its own attention: HF Trainer under DeepSpeed ZeRO-2, transformers 4.34."""
+    return {
+        "stage": "pt",
+        "engine": "transformers",
+        "versions": {"transformers": "4.34"},
+        "optim": "adamw_torch",
+        "attention": "flash_attention_2",
+        "packing": True,
+        "compute_dtype": "bf16",
+        "lora_target": row["lora_targets"].split(","),
+        "parallelism": "zero2",
+    }
+
+
+def _fms_orca(row: Row) -> Setup:
+    """fms-acceleration's runs on Orca-Math: HF Trainer in pure float16, padded or not, at most 2,048 tokens."""
+    return {
+        "engine": "transformers",
+        "versions": {"transformers": "4.45"},
+        "optim": "adamw_torch",
+        "attention": "flash_attention_2",
+        "packing": "padding-free" in row["note"],
+        "padded": "padding-free" not in row["note"],
+        "param_dtype": "fp16",
+        "compute_dtype": "fp16",
+    }
+
+
+STATERS: dict[str, Callable[[Row], Setup]] = {
+    "peft-": _peft,
+    "axolotl-": _axolotl,
+    "swift-": _swift,
+    "atorch-": _atorch,
+    "llamarecipes-": _llama_recipes,
+    "dsgist-": _deepspeed_gist,
+    "longlora-": _longlora,
+    "fms-orca-": _fms_orca,
+}
