@@ -2,13 +2,14 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help plan test lint test-transformers test-main accuracy accuracy-speed screenshot docs bench gpu-bench envs clean
+.PHONY: help plan test lint test-transformers test-main accuracy accuracy-peers accuracy-speed screenshot docs bench gpu-bench envs clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
 VENV := .venv
 HF := .envs/hf
 LF := .envs/lf
+PEERS := .envs/peers
 PIP_FLAGS := -qq --disable-pip-version-check
 ARGS ?= --gpus 3x20GB --model 7B
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
@@ -73,8 +74,22 @@ test: envs ## everything that CI runs; the main suite comes last
 	$(MAKE) --no-print-directory test-transformers
 	$(MAKE) --no-print-directory test-main
 
-accuracy: $(VENV)/.dev ## predictions against published measurements, by stack and source
+accuracy: $(VENV)/.dev ## predictions against published measurements: the terminal, docs/accuracy.md and accuracy-rows.md
 	$(VENV)/bin/python tools/accuracy.py
+	$(VENV)/bin/python tools/accuracy_page.py
+
+# Other estimators live in an environment of their own; what they said is kept in measurements/peers.jsonl.
+$(PEERS)/.done: requirements/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -r requirements/peers.txt
+	touch $@
+
+accuracy-peers: $(VENV)/.dev $(PEERS)/.done $(HF)/.done ## the same rows put to other estimators
+	$(VENV)/bin/python tools/peer_questions.py > $(PEERS)/questions.jsonl
+	$(PEERS)/bin/python tools/peer_answers.py $(PEERS)/questions.jsonl > $(PEERS)/answers.jsonl
+	$(HF)/bin/python tools/peer_answers.py $(PEERS)/questions.jsonl >> $(PEERS)/answers.jsonl
+	mv $(PEERS)/answers.jsonl measurements/peers.jsonl
+	$(VENV)/bin/python tools/accuracy_page.py
 
 accuracy-speed: $(VENV)/.dev ## predicted against published throughput, also of groups left out of the fit
 	$(VENV)/bin/python tools/calibrate_speed.py

@@ -1,49 +1,78 @@
-"""docs/accuracy.md: what was measured, on which cards, with the misses listed.
+"""docs/accuracy.md and docs/accuracy-rows.md: every published row beside its prediction, the misses with their causes.
 
-python tools/accuracy_page.py [--check]
+    python tools/accuracy_page.py [--check]
+
+``--check`` writes nothing and fails when a page is stale.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 from accuracy import grouped, measured, percent  # noqa: E402
-from comparisons import Comparison, Judged, compare, judge_rows, wrong_verdicts  # noqa: E402
+from accuracy_peers import peers_section  # noqa: E402
+from comparisons import WITHIN, Comparison, Judged, compare, judge_rows, origin, summary, wrong_verdicts  # noqa: E402
+from held_out import held_out, is_fitted  # noqa: E402
+from misses import cause_of  # noqa: E402
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 MISS = 0.05
+GIB = 2**30
 OPENING = """# Accuracy
 
-<!-- Written by tools/accuracy_page.py from measurements/; run it after a change of the memory model. -->
+<!-- Written by `make accuracy` from measurements/; run it after a change of the memory model. -->
 
-Predictions against peaks that others measured and published ([measurements](../measurements/README.md)). Each run is
-stated in the contract's fields as a reader of its source would, without knowledge of its result. `published` rows were
-looked at while the model was built and set the margins in `rules/overheads.toml`; on `more` rows nothing is
-calibrated, they served to tell mechanisms apart and are the check. Errors are predicted / measured - 1; the bias is
-their median.
+Predictions against peaks that others measured and published ([measurements](../measurements/README.md)); every row by
+itself is in [accuracy-rows.md](accuracy-rows.md). Each run is stated in the contract's fields as a reader of its source
+would, without knowledge of its result. Errors are predicted / measured - 1; the bias is their median.
+
+| rows | part they had in the model |
+| --- | --- |
+| `published`, `limits` | looked at while the model was built; they set the margins of `required_bytes`, and the cache figures behind reserved and device memory. Allocated memory has no fitted constant |
+| `more` | nothing is fitted on them; they served to tell mechanisms apart |
+| `added` | collected last, nothing is fitted on them; what was reached before anything was changed is in the [measurements](../measurements/README.md#what-was-reached-blind) |
 """
 VERDICTS = {
     "ran_but_does_not_fit": "runs that finished, judged `does_not_fit`",
     "ran_out_but_fits": "runs that ran out of memory, judged `fits`",
     "required_below_allocated": "runs whose allocated peak exceeds `required_bytes`",
 }
+METERS = {
+    "allocated": "Allocated memory",
+    "reserved": "Reserved memory",
+    "nvidia-smi": "What nvidia-smi shows",
+    "unknown": "Unknown meter, against `device_bytes`",
+}
+HEADS = ["rows", "median", "90 %", "worst", "bias", *(f"≤ {bound:.0%}" for bound in WITHIN)]
 
 
-def page() -> str:
+def pages() -> dict[str, str]:
+    """Text of each page by its file name."""
     judged = judge_rows()
     compared = compare(judged)
-    sections = (bounds(compared), meters(compared), verdicts(judged), misses(compared), cards(judged), left_out(judged))
-    return OPENING + "".join(sections)
+    sections = (
+        bounds(compared),
+        by_kind(compared),
+        stacks(compared),
+        left_out_fits(compared),
+        verdicts(judged),
+        peers_section(compared),
+        misses(compared),
+        cards(judged),
+        left_out(judged),
+    )
+    return {"accuracy.md": OPENING + "".join(sections), "accuracy-rows.md": rows_page(compared)}
 
 
-def table(heads: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table; figures are set to the right."""
-    rule = ["---"] + ["---:"] * (len(heads) - 1)
+def table(heads: list[str], lines: list[list[str]], words: int = 1) -> str:
+    """A Markdown table; all but the first ``words`` columns are set to the right."""
+    rule = ["---"] * words + ["---:"] * (len(heads) - words)
     return "".join("| " + " | ".join(line) + " |\n" for line in (heads, rule, *lines))
 
 
@@ -52,24 +81,46 @@ def bounds(compared: list[Comparison]) -> str:
     for one in measured(compared):
         asked, reached = one["bounds"], one["reached"]
         worst = percent(asked["worst"]) if asked["worst"] else "-"
-        figures = [str(reached["count"]), percent(asked["median"]), percent(reached["median"]), worst]
-        lines.append([one["title"], *figures, percent(reached["worst"]), "yes" if one["holds"] else "**no**"])
+        found = [str(reached["count"]), percent(asked["median"]), percent(reached["median"]), worst]
+        lines.append([one["title"], *found, percent(reached["worst"]), "yes" if one["holds"] else "**no**"])
     heads = ["allocated memory, `published`", "rows", "median asked", "reached", "worst asked", "reached", "holds"]
     return "\n## The bounds\n\n" + table(heads, lines)
 
 
-def meters(compared: list[Comparison]) -> str:
+def size_of(one: Comparison) -> str:
+    """How many GPUs, in classes that have rows."""
+    return next(name for most, name in ((1, "1"), (2, "2"), (4, "3 to 4"), (8, "5 to 8"), (2**31, "more")) if one.gpus <= most)
+
+
+KINDS: dict[str, Callable[[Comparison], str]] = {
+    "source": lambda one: origin(one.source),
+    "method": lambda one: one.method,
+    "GPUs": size_of,
+}
+
+
+def by_kind(compared: list[Comparison]) -> str:
+    """By source, method and number of GPUs: allocated memory, then the meters that hold cache and context too."""
+    text = ""
+    for title, key in KINDS.items():
+        text += f"\n## By {title}\n"
+        for name, chosen in (
+            ("Allocated memory", [one for one in compared if one.meter == "allocated"]),
+            ("Reserved and device memory", [one for one in compared if one.meter != "allocated"]),
+        ):
+            groups = grouped(chosen, lambda one, key=key: (key(one),))
+            lines = [[*group, *figures(found)] for group, found in groups.items()]
+            lines.append(["all", *figures(summary([one.error for one in chosen]))])
+            text += f"\n{name}\n\n" + table([title, *HEADS], lines)
+    return text
+
+
+def stacks(compared: list[Comparison]) -> str:
     text = "\n## By stack\n"
-    titles = {
-        "allocated": "Allocated memory",
-        "reserved": "Reserved memory",
-        "nvidia-smi": "What nvidia-smi shows",
-        "unknown": "Unknown meter, against `device_bytes`",
-    }
-    for meter, title in titles.items():
+    for meter, title in METERS.items():
         groups = grouped([one for one in compared if one.meter == meter], stack_of)
         lines = [[" · ".join(name), *figures(one)] for name, one in groups.items()]
-        text += f"\n{title}\n\n" + table(["file, stack, GPUs", "rows", "median", "90 %", "worst", "bias"], lines)
+        text += f"\n{title}\n\n" + table(["file, stack, GPUs", *HEADS], lines)
     return text
 
 
@@ -79,13 +130,34 @@ def stack_of(one: Comparison) -> tuple[str, ...]:
 
 def figures(one: dict[str, Any]) -> list[str]:
     errors = [percent(one["median"]), percent(one["p90"]), percent(one["worst"])]
-    return [str(one["count"]), *errors, percent(one["bias"], signed=True)]
+    shares = [f"{share:.0%}" for share in one["within"].values()]
+    return [str(one["count"]), *errors, percent(one["bias"], signed=True), *shares]
+
+
+def left_out_fits(compared: list[Comparison]) -> str:
+    """Fitted rows, with the constants as they ship and as they come out without the row's own source."""
+    other = held_out()
+    fitted = [one for one in compared if is_fitted(one)]
+    text = (
+        "\n## Rows that constants were fitted on\n\nReserved and nvidia-smi figures of `published` set the cache "
+        "figures. Below, each source is predicted with figures fitted on the others alone.\n\n"
+    )
+    lines = []
+    groups = {(origin(one.source), one.meter) for one in fitted}
+    for name, meter in [*sorted(groups), ("all", "reserved"), ("all", "nvidia-smi")]:
+        chosen = [one for one in fitted if one.meter == meter and name in ("all", origin(one.source))]
+        apart = summary([other[one.id, one.meter] / one.measured_bytes - 1 for one in chosen])
+        shipped = summary([one.error for one in chosen])
+        both = [percent(each[figure]) for figure in ("median", "p90") for each in (shipped, apart)]
+        lines.append([name, meter, str(len(chosen)), *both])
+    heads = ["source", "meter", "rows", "median", "without it", "90 %", "without it"]
+    return text + table(heads, lines, words=2)
 
 
 def verdicts(judged: list[Judged]) -> str:
     lines = []
-    for file in ("published", "limits", "more"):
-        ours = [one for one in judged if one.row["file"] == file]
+    for file in ("published", "limits", "more", "added"):
+        ours = [one for one in judged if one.row["file"] == file and one.estimate]
         wrong = wrong_verdicts(ours)
         lines += [[f"{file}: {VERDICTS[rule]}", f"{len(names)} of {len(ours)}"] for rule, names in wrong.items()]
     words = Counter(one.estimate.verdict for one in judged if one.estimate and one.row.get("kind") == "OOM")
@@ -94,10 +166,19 @@ def verdicts(judged: list[Judged]) -> str:
 
 
 def misses(compared: list[Comparison]) -> str:
-    far = [one for one in compared if one.meter == "allocated" and abs(one.error) > MISS]
-    lines = [[one.id, one.source, percent(one.error, signed=True)] for one in sorted(far, key=lambda one: one.error)]
-    heads = [f"allocated memory more than {percent(MISS)} off", "source", "error"]
-    return "\n## Misses\n\n" + table(heads, lines)
+    """Allocated memory beyond the bound, by source and cause; rows of one cause share a line."""
+    far: dict[tuple[str, str], list[Comparison]] = {}
+    for one in compared:
+        if one.meter in ("allocated", "unknown") and abs(one.error) > MISS:
+            far.setdefault((origin(one.source), cause_of(one.id, one.meter) or "not known"), []).append(one)
+    lines = []
+    for (source, cause), ones in sorted(far.items()):
+        errors = sorted(one.error for one in ones)
+        span = percent(errors[0], signed=True)
+        span += "" if len(errors) == 1 else " to " + percent(errors[-1], signed=True)
+        lines.append([ones[0].id + (f" and {len(ones) - 1} more" if len(ones) > 1 else ""), source, cause, span])
+    heads = [f"allocated memory or unknown meter, more than {percent(MISS)} off", "source", "what is known", "error"]
+    return "\n## Misses\n\n" + table(heads, lines, words=3)
 
 
 def cards(judged: list[Judged]) -> str:
@@ -115,12 +196,43 @@ def left_out(judged: list[Judged]) -> str:
     return "\n## Not compared\n\n" + table(["reason", "rows"], lines)
 
 
+def rows_page(compared: list[Comparison]) -> str:
+    """Every compared peak, by source."""
+    text = (
+        "# Accuracy, row by row\n\n<!-- Written by `make accuracy` from measurements/. -->\n\n"
+        "Each published peak beside its prediction, in GiB per GPU; the summary is in [accuracy.md](accuracy.md). "
+        "\\* marks a peak that constants were fitted on, with the error without its source in brackets.\n"
+    )
+    other = held_out()
+    by_source: dict[str, list[Comparison]] = {}
+    for one in compared:
+        by_source.setdefault(one.source, []).append(one)
+    for source, ones in sorted(by_source.items()):
+        lines = [row_line(one, other) for one in ones]
+        heads = ["row", "method", "card", "meter", "GPUs", "measured", "predicted", "error"]
+        text += f"\n## {source}\n\n" + table(heads, lines, words=4)
+    return text
+
+
+def row_line(one: Comparison, other: dict[tuple[str, str], int]) -> list[str]:
+    error = percent(one.error, signed=True)
+    if is_fitted(one):
+        error += f" \\* ({percent(other[one.id, one.meter] / one.measured_bytes - 1, signed=True)})"
+    sizes = [f"{size / GIB:.2f}" for size in (one.measured_bytes, one.predicted_bytes)]
+    return [one.id, one.method, one.card, one.meter, str(one.gpus), *sizes, error]
+
+
 def main() -> None:
-    text = page()
-    if "--check" in sys.argv:
-        sys.exit(0 if TARGET.read_text(encoding="utf-8") == text else f"{TARGET.name} is stale")
-    TARGET.write_text(text, encoding="utf-8")
-    print(f"{TARGET.name} written")
+    stale = []
+    for name, text in pages().items():
+        target = DOCS / name
+        if not target.is_file() or target.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                target.write_text(text, encoding="utf-8")
+                print(f"{name} written")
+    if "--check" in sys.argv and stale:
+        sys.exit(f"{', '.join(stale)} stale; run make accuracy")
 
 
 if __name__ == "__main__":

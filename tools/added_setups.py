@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from statements import Row, Setup
+from statements import NotStatableError, Row, Setup
 
 CARDS = {
     "NVIDIA L40S": "L40S",
@@ -45,6 +45,8 @@ def _peft(row: Row) -> Setup:
 def _axolotl(row: Row) -> Setup:
     """One of axolotl's examples; its cut cross-entropy, which keeps no logits, is the fused linear loss here."""
     note, targets = row["note"], row["lora_targets"]
+    if "experts quantized" in note:
+        raise NotStatableError("stacked experts quantized by the trainer: the contract has no field for it")
     setup: Setup = {
         "engine": "axolotl",
         "optim": AXOLOTL_OPTIMS.get(row["optimizer"], row["optimizer"]),
@@ -55,6 +57,8 @@ def _axolotl(row: Row) -> Setup:
         "offload": "params" if row["offload"] == "cpu" else "none",
         "parallelism": {"FSDP2": "fsdp2", "FSDP1": "fsdp"}.get(row["sharding"], "none"),
     }
+    if "gpt-oss" in row["model"]:  # the README's figures are of August 2025
+        setup["versions"] = {"transformers": "4.55", "accelerate": "1.9.0"}
     if row["method"] != "full":
         setup |= {
             "lora_target": "all" if targets == "all linear" else targets.split(","),
@@ -66,8 +70,10 @@ def _axolotl(row: Row) -> Setup:
 
 def _swift(row: Row) -> Setup:
     """A command of ms-swift with the memory in a comment: HF Trainer or TRL's DPO, under DeepSpeed on several GPUs."""
+    pairs = row.get("stage") == "dpo"  # a packed row holds chosen and rejected answers together
     setup: Setup = {
         "stage": row.get("stage", "sft"),
+        "seq_len": row["seq_len"] // 2 if pairs else row["seq_len"],
         "engine": "transformers",
         "versions": {"transformers": "4.53"},
         "optim": "adamw_torch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from planner.model.interpret import interpret
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup, setup_from_mapping
 
+WITHIN = (0.01, 0.03, 0.05, 0.10)
 UNIT_BYTES = {"GB": 10**9, "GiB": 2**30}
 # The meter of the source -> the figure of an Estimate. An unknown meter is compared with what nvidia-smi would show.
 FIGURE = {
@@ -36,7 +38,9 @@ class Comparison:
     file: str
     stack: str
     source: str
+    method: str
     gpus: int
+    card: str
     meter: str
     measured_bytes: int
     predicted_bytes: int
@@ -101,16 +105,23 @@ def compare(judged: Iterable[Judged]) -> list[Comparison]:
             file=one.row["file"],
             stack=one.row.get("stack", "-"),
             source=one.row["source"],
+            method=one.setup.method,
             gpus=one.row["gpus"],
+            card=one.row["gpu_model"],
             meter=meter,
             measured_bytes=measured,
             predicted_bytes=getattr(one.estimate, FIGURE[meter]),
             peak_phase=one.estimate.peak_phase,
         )
         for one in judged
-        if one.estimate is not None
+        if one.estimate is not None and one.setup is not None
         for meter, measured in peaks(one.row)
     ]
+
+
+def origin(source: str) -> str:
+    """The repository, paper or page that a row's source begins with."""
+    return source if source.startswith("gist.") else re.split(r"[: ](?!\d)", source, maxsplit=1)[0]
 
 
 def wrong_verdicts(judged: Iterable[Judged]) -> dict[str, list[str]]:
@@ -131,11 +142,14 @@ def wrong_verdicts(judged: Iterable[Judged]) -> dict[str, list[str]]:
 
 
 def summary(errors: list[float]) -> dict[str, Any]:
-    """Count, median and 90th percentile of the absolute error, the worst, and the signed bias (median)."""
+    """Count, median and 90th percentile of the absolute error, the worst, the signed bias (median), and the shares of
+    rows within 1, 3, 5 and 10 %.
+    """
     size = sorted(abs(error) for error in errors)
     signed = sorted(errors)
     return {
         "count": len(size),
+        "within": {bound: sum(one <= bound for one in size) / len(size) for bound in WITHIN},
         "median": _at(size, 0.5),
         "p90": _at(size, 0.9),
         "worst": size[-1],
