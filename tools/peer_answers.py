@@ -207,7 +207,7 @@ def llm_analysis(asked: Question) -> Figures:
         n_head=raw["num_attention_heads"],
         hidden_dim=raw["hidden_size"],
         vocab_size=raw["vocab_size"],
-        max_seq_len=raw.get("max_position_embeddings"),
+        max_seq_len=raw.get("max_position_embeddings") or setup["seq_len"],
         num_key_value_heads=raw.get("num_key_value_heads"),
         ffn_embed_dim=raw["intermediate_size"],
         expansion_ratio=raw["intermediate_size"] / raw["hidden_size"],
