@@ -89,7 +89,9 @@ def bounds(compared: list[Comparison]) -> str:
 
 def size_of(one: Comparison) -> str:
     """How many GPUs, in classes that have rows."""
-    return next(name for most, name in ((1, "1"), (2, "2"), (4, "3 to 4"), (8, "5 to 8"), (2**31, "more")) if one.gpus <= most)
+    return next(
+        name for most, name in ((1, "1"), (2, "2"), (4, "3 to 4"), (8, "5 to 8"), (2**31, "more")) if one.gpus <= most
+    )
 
 
 KINDS: dict[str, Callable[[Comparison], str]] = {

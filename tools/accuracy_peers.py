@@ -43,9 +43,7 @@ def peers_section(compared: list[Comparison]) -> str:
     return text + "\n" + "".join(claim(one) for one in lines if "asked" in one)
 
 
-def peer_lines(
-    peer: str, meter: str, lines: list[dict[str, Any]], ours: dict[tuple[str, str], Comparison]
-) -> str:
+def peer_lines(peer: str, meter: str, lines: list[dict[str, Any]], ours: dict[tuple[str, str], Comparison]) -> str:
     """The table line of one tool and meter, and one without the rows that the tool was fitted on."""
     pairs = [
         (one["bytes"][meter], ours[one["id"], meter])

@@ -1,11 +1,11 @@
 """What is known of the cause of rows that are missed: measurements/misses.toml.
 
-    [[miss]]
-    match = "added-atorch-*"     # a shell pattern over row ids, or id = "one row"
-    meter = "allocated"          # optional: the meter that is missed
-    cause = "one sentence"       # what is known, or thought, of the cause
-    tried = "one sentence"       # what was tried to find it
-    checked = 2026-11-21
+[[miss]]
+match = "added-atorch-*"     # a shell pattern over row ids, or id = "one row"
+meter = "allocated"          # optional: the meter that is missed
+cause = "one sentence"       # what is known, or thought, of the cause
+tried = "one sentence"       # what was tried to find it
+checked = 2026-11-21
 """
 
 from __future__ import annotations

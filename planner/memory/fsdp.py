@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from planner.errors import UnsupportedError
 from planner.memory.layout import Layout, Unit
 from planner.memory.optimizer import OptimizerCost
-from planner.memory.regime import OWN_LOOPS, Regime
+from planner.memory.regime import OWN_LOOPS, Regime, version_of
 from planner.memory.shares import read_onto_gpu, scale_bytes, share
 from planner.training import DTYPE_BYTES, TrainingSetup
 
@@ -115,6 +115,11 @@ def _holds_last_buffer(setup: TrainingSetup) -> bool:
     return setup.parallelism == "fsdp2" and setup.engine not in OWN_LOOPS
 
 
+def _syncs_each_batch(setup: TrainingSetup) -> bool:
+    """Before 1.11, accelerate's no_sync did nothing under FSDP2, whose modules have no method of that name."""
+    return setup.engine not in OWN_LOOPS and version_of(setup, "accelerate") < (1, 11)
+
+
 class _Gradients:
     """Gradients of one rank: unsharded per unit while a unit is in backward, sharded afterwards."""
 
@@ -125,7 +130,7 @@ class _Gradients:
         self.each = DTYPE_BYTES[regime.gradient]
         self.compute = min(self.each, DTYPE_BYTES[regime.compute])
         self.reduce = 4 if setup.engine in REDUCES_IN_FP32 else self.compute
-        self.accumulates = setup.gradient_accumulation_steps > 1
+        self.accumulates = setup.gradient_accumulation_steps > 1 and not (self.fsdp2 and _syncs_each_batch(setup))
         self.mixes = setup.engine in MIXES_FROZEN and not self.fsdp2
         self.elements = sum(u.count * self._with_gradients(u) for u in units)
         self.sharded = share(self.elements * self.each, ranks)
@@ -150,8 +155,8 @@ class _Gradients:
     def carried(self) -> int:
         """Accumulation runs under no_sync, which leaves the gradients of the whole model unsharded.
 
-        transformers' Trainer enters accelerate's no_sync for every micro batch but the last (since 4.46); FSDP2
-        accumulates in the reduce dtype, FSDP1 in the compute dtype.
+        transformers' Trainer enters accelerate's no_sync for every micro batch but the last (since 4.46), which knows
+        FSDP2 since 1.11; FSDP2 accumulates in the reduce dtype, FSDP1 in the compute dtype.
         """
         return self.elements * (self.reduce if self.fsdp2 else self.compute) if self.accumulates else 0
 

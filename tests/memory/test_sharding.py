@@ -207,6 +207,17 @@ def test_accelerate_1_11_makes_the_frozen_base_of_fsdp2_fp32() -> None:
     assert old.layout.weights - new.layout.weights == pytest.approx(2 * frozen / 8, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("accelerate", "parallelism", "kept"),
+    [("1.10.1", "fsdp2", False), ("1.11.0", "fsdp2", True), ("1.10.1", "fsdp", True)],
+)
+def test_accumulation_keeps_whole_gradients_where_no_sync_works(accelerate: str, parallelism: str, kept: bool) -> None:
+    """accelerator.py no_sync of accelerate 1.10.1 and 1.11.0: the former looks for a method that FSDP2 lacks."""
+    fields = {"engine": "axolotl", "parallelism": parallelism, "versions": {"accelerate": accelerate}}
+    priced = Priced(8, method="full", gradient_accumulation_steps=2, **fields)
+    assert (priced.layout.gradients_carried > 0) == kept
+
+
 def test_reentrant_checkpointing_leaves_fsdp1_no_layer_to_prefetch() -> None:
     reentrant = Priced(8, method="full", parallelism="fsdp").layout
     plain = Priced(8, method="full", parallelism="fsdp", gradient_checkpointing=False).layout
