@@ -22,7 +22,9 @@ from held_out import held_out, is_fitted  # noqa: E402
 from misses import cause_of  # noqa: E402
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-MISS = 0.05
+# A row is listed as missed beyond these: allocated memory is predicted, the other meters hold cache and context too.
+MISS = {"allocated": 0.05, "unknown": 0.05, "reserved": 0.10, "nvidia-smi": 0.20}
+MISSES = "\n## Misses\n\nAllocated memory and unknown meters more than 5 % off, reserved 10 %, nvidia-smi 20 %.\n\n"
 GIB = 2**30
 OPENING = """# Accuracy
 
@@ -34,9 +36,11 @@ would, without knowledge of its result. Errors are predicted / measured - 1; the
 
 | rows | part they had in the model |
 | --- | --- |
-| `published`, `limits` | looked at while the model was built; they set the margins of `required_bytes`, and the cache figures behind reserved and device memory. Allocated memory has no fitted constant |
+| `published`, `limits` | looked at while the model was built; `published` sets the margins of `required_bytes` and \
+the cache figures behind reserved and device memory. Allocated memory has no fitted constant |
 | `more` | nothing is fitted on them; they served to tell mechanisms apart |
-| `added` | collected last, nothing is fitted on them; what was reached before anything was changed is in the [measurements](../measurements/README.md#what-was-reached-blind) |
+| `added` | collected last, nothing is fitted on them; what was reached before anything was changed stands in the \
+[measurements](../measurements/README.md#what-was-reached-blind) |
 """
 VERDICTS = {
     "ran_but_does_not_fit": "runs that finished, judged `does_not_fit`",
@@ -168,19 +172,21 @@ def verdicts(judged: list[Judged]) -> str:
 
 
 def misses(compared: list[Comparison]) -> str:
-    """Allocated memory beyond the bound, by source and cause; rows of one cause share a line."""
-    far: dict[tuple[str, str], list[Comparison]] = {}
+    """Peaks beyond the bound of their meter, by source and cause; rows of one cause share a line."""
+    far: dict[tuple[str, str, str], list[Comparison]] = {}
     for one in compared:
-        if one.meter in ("allocated", "unknown") and abs(one.error) > MISS:
-            far.setdefault((origin(one.source), cause_of(one.id, one.meter) or "not known"), []).append(one)
+        if abs(one.error) > MISS[one.meter]:
+            cause = cause_of(one.id, one.meter) or "not known"
+            far.setdefault((one.meter, origin(one.source), cause), []).append(one)
     lines = []
-    for (source, cause), ones in sorted(far.items()):
+    for (meter, source, cause), ones in sorted(far.items()):
         errors = sorted(one.error for one in ones)
         span = percent(errors[0], signed=True)
         span += "" if len(errors) == 1 else " to " + percent(errors[-1], signed=True)
-        lines.append([ones[0].id + (f" and {len(ones) - 1} more" if len(ones) > 1 else ""), source, cause, span])
-    heads = [f"allocated memory or unknown meter, more than {percent(MISS)} off", "source", "what is known", "error"]
-    return "\n## Misses\n\n" + table(heads, lines, words=3)
+        first = ones[0].id + (f" and {len(ones) - 1} more" if len(ones) > 1 else "")
+        lines.append([meter, first, source, cause, span])
+    heads = ["meter", "row", "source", "what is known of the cause", "error"]
+    return MISSES + table(heads, lines, words=4)
 
 
 def cards(judged: list[Judged]) -> str:

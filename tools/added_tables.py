@@ -41,7 +41,7 @@ AXOLOTL_FIGURES: tuple[tuple[str, str, float, str], ...] = (
 
 
 def peft_rows(clone: Path) -> Iterator[Row]:
-    """PEFT's method comparison on MetaMathQA: methods that the contract can name, the newest run a transformers release.
+    """PEFT's method comparison on MetaMathQA: methods that the contract can name, one run a transformers release.
 
     ``accelerator_memory_max`` is ``max_memory_reserved`` over the run (its cache is emptied every ten steps).
     """

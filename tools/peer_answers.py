@@ -3,8 +3,9 @@
     python tools/peer_answers.py questions.jsonl > measurements/peers.jsonl
 
 One line a row that a tool answers, with its figure for each meter that it claims, in bytes; then one line a tool with
-the number of rows and the reasons why the others cannot be put to it. A tool is asked only for what it has an option for: a row whose regime it has no word for is not counted
-against it. Nothing is fetched: models are given by their config.json, parameter counts as the hub would report them.
+the number of rows and the reasons why the others cannot be put to it. A tool is asked only for what it has an option
+for: a row whose regime it has no word for is not counted against it. Nothing is fetched: models are given by their
+config.json, parameter counts as the hub would report them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 Question = dict[str, Any]
@@ -288,8 +290,7 @@ def answers(questions: list[Question]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    with open(sys.argv[1], encoding="utf-8") as lines:
-        questions = [json.loads(line) for line in lines]
+    questions = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]
     for row in answers(questions):
         print(json.dumps(row))
 
