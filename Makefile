@@ -10,6 +10,7 @@ VENV := .venv
 HF := .envs/hf
 LF := .envs/lf
 PEERS := .envs/peers
+PEER_TOOLS := fitcheck-llm==0.3.1 canifinetune==0.4.1 llm-analysis==0.2.2
 PIP_FLAGS := -qq --disable-pip-version-check
 ARGS ?= --gpus 3x20GB --model 7B
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
@@ -78,16 +79,18 @@ accuracy: $(VENV)/.dev ## predictions against published measurements: the termin
 	$(VENV)/bin/python tools/accuracy.py
 	$(VENV)/bin/python tools/accuracy_page.py
 
-# Other estimators live in an environment of their own; what they said is kept in measurements/peers.jsonl.
-$(PEERS)/.done: requirements/peers.txt
-	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install $(PIP_FLAGS) -r requirements/peers.txt
-	touch $@
-
-accuracy-peers: $(VENV)/.dev $(PEERS)/.done $(HF)/.done ## the same rows put to other estimators
+# Other estimators contradict one another's requirements: each lives in an environment of its own, and accelerate in that
+# of transformers. What they said is kept in measurements/peers.jsonl.
+accuracy-peers: $(VENV)/.dev $(HF)/.done ## the same rows put to other estimators (network)
+	mkdir -p $(PEERS)
 	$(VENV)/bin/python tools/peer_questions.py > $(PEERS)/questions.jsonl
-	$(PEERS)/bin/python tools/peer_answers.py $(PEERS)/questions.jsonl > $(PEERS)/answers.jsonl
-	$(HF)/bin/python tools/peer_answers.py $(PEERS)/questions.jsonl >> $(PEERS)/answers.jsonl
+	$(HF)/bin/python tools/peer_answers.py $(PEERS)/questions.jsonl > $(PEERS)/answers.jsonl
+	for tool in $(PEER_TOOLS); do \
+	  home=$(PEERS)/$${tool%%==*}; \
+	  test -x $$home/bin/python || $(PYTHON) -m venv $$home; \
+	  $$home/bin/python -m pip install $(PIP_FLAGS) $$tool; \
+	  $$home/bin/python tools/peer_answers.py $(PEERS)/questions.jsonl >> $(PEERS)/answers.jsonl; \
+	done
 	mv $(PEERS)/answers.jsonl measurements/peers.jsonl
 	$(VENV)/bin/python tools/accuracy_page.py
 

@@ -165,6 +165,20 @@ def _fms_orca(row: Row) -> Setup:
     }
 
 
+def _torchtune(row: Row) -> Setup:
+    """torchtune's 7B_full_low_memory of May 2024: no compilation, whole logits, paged AdamW stepping in backward."""
+    return {
+        "engine": "torchtune",
+        "optim": "paged_adamw_32bit",
+        "optimizer_in_backward": True,
+        "attention": "sdpa",
+        "packing": True,
+        "param_dtype": "bf16",
+        "compute_dtype": "bf16",
+        "loss": "torch",
+    }
+
+
 STATERS: dict[str, Callable[[Row], Setup]] = {
     "peft-": _peft,
     "axolotl-": _axolotl,
@@ -174,4 +188,5 @@ STATERS: dict[str, Callable[[Row], Setup]] = {
     "dsgist-": _deepspeed_gist,
     "longlora-": _longlora,
     "fms-orca-": _fms_orca,
+    "torchtune-": _torchtune,
 }
