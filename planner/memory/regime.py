@@ -183,7 +183,7 @@ def _frozen_dtype(setup: TrainingSetup, stored: str, quantized: str, compute: Dt
     """
     if setup.param_dtype is not None and setup.method != "freeze":
         return setup.param_dtype
-    if quantized != "dense":
+    if quantized != "dense" or setup.parallelism in ZERO:  # DeepSpeed's engine casts the whole module
         return compute
     if setup.engine in OWN_LOOPS:
         return "fp32" if setup.engine == "torchtitan" else compute

@@ -293,3 +293,20 @@ def test_freeze_widens_only_the_layers_that_train() -> None:
     layer = PSI - 2 * 128256 * 4096 - 4096
     assert parts.trained == 2 * layer // 32
     assert parts.held_bytes == 2 * (PSI - parts.trained) + 4 * parts.trained
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"engine": "transformers", "versions": {"transformers": "4.53"}, "method": "full"},
+        {"engine": "trl", "method": "full"},
+        {"engine": "trl", "method": "lora"},
+    ],
+    ids=lambda fields: f"{fields['engine']} {fields['method']}",
+)
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_deepspeed_casts_what_was_loaded_in_fp32(fields: dict[str, Any], stage: str) -> None:
+    """DeepSpeed's engine calls ``module.bfloat16()``: norms and the residual stream are 16-bit with all the rest."""
+    found = regime(parallelism=stage, **fields)
+    assert (found.frozen, found.norms, found.embedding, found.stream) == ("bf16",) * 4
+    assert regime(**fields).norms == "fp32"
