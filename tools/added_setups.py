@@ -23,6 +23,8 @@ SPELLED = {
     "arcee-ai/AFM-4.5B": "arcee-ai/AFM-4.5B-Base",
     "swiss-ai/Apertus-8B-Instruct-2509": "swiss-ai/Apertus-8B-2509",
 }
+# Models that are no catalogue row: folders under measurements/configs.
+OWN_CONFIGS = {"meta-llama/Llama-2-7b-hf with its positions scaled to 8,192": "llama-2-7b-8192"}
 AXOLOTL_OPTIMS = {"adamw_bnb_8bit": "adamw_8bit", "adamw_torch_8bit": "adamw_8bit"}
 
 
@@ -114,6 +116,7 @@ def _deepspeed_gist(row: Row) -> Setup:
     """Full fine-tuning under DeepSpeed around transformers of early 2024, as a table states it."""
     offload = "all" if "parameters" in row["offload"] else "optimizer" if "optimizer" in row["offload"] else "none"
     return {
+        "model": "meta-llama/Llama-2-7b-hf",  # the shapes of "LLaMA-7B", with the 4,096 positions that the runs used
         "stage": "pt",
         "engine": "transformers",
         "versions": {"transformers": "4.39"},

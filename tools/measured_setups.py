@@ -26,6 +26,7 @@ OWN_CONFIGS = {
     "TheBloke/Mixtral-8x7B-Instruct-v0.1-GPTQ": "mixtral-8x7b-gptq",
     "TechxGenus/Meta-Llama-3-8B-GPTQ": "llama-3-8b-gptq",
     "TheBloke/Llama-2-70B-GPTQ": "llama-2-70b-gptq",
+    **added_setups.OWN_CONFIGS,
 }
 # Names of sources that the hub spells otherwise.
 SPELLED = {

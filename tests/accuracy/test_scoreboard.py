@@ -72,10 +72,8 @@ def test_what_peers_say_is_about_rows_that_exist() -> None:
 
 
 def test_new_sources_are_judged_safely(added: list[Judged]) -> None:
-    """No run that finished is refused, none that is allocated exceeds what is required."""
-    assert {name for names in wrong_verdicts(added).values() for name in names} <= {
-        "added-dsgist-zero3-4",  # 76 GB of a card of 80, with what the source leaves open
-    }
+    """No run that finished is refused, none that ran out fits, none that is allocated exceeds what is required."""
+    assert not any(wrong_verdicts(added).values())
 
 
 def test_adapters_of_peft_agree_on_one_length(added: list[Judged]) -> None:
