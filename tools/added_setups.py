@@ -155,16 +155,29 @@ def _longlora(row: Row) -> Setup:
 
 
 def _fms_orca(row: Row) -> Setup:
-    """fms-acceleration's runs on Orca-Math: HF Trainer in pure float16, padded or not, at most 2,048 tokens."""
-    return {
+    """fms-acceleration's runs on Orca-Math: HF Trainer in float16, batches padded to their longest sample or joined."""
+    framework = row["note"].split(";")[0].removeprefix("framework_config=")
+    setup: Setup = {
         "engine": "transformers",
         "versions": {"transformers": "4.45"},
         "optim": "adamw_torch",
         "attention": "flash_attention_2",
-        "packing": "padding-free" in row["note"],
-        "padded": "padding-free" not in row["note"],
-        "param_dtype": "fp16",
+        "padded": "padding-free" not in framework,
         "compute_dtype": "fp16",
+    }
+    if row["method"] == "full":
+        return setup | {"param_dtype": "fp16"}
+    fused, gptq = "foak" in framework, "gptq" in framework
+    return setup | {
+        "lora_target": row["lora_targets"].split(","),
+        "lora_dropout": 0.1,
+        "adapter_dtype": "fp32",
+        "quantization_bit": 4,
+        "quantization_method": "gptq" if gptq else "bnb",
+        "double_quantization": not gptq,
+        "kbit_upcast": "none",
+        "unsloth": fused,
+        "loss": "fused" if fused else "torch",
     }
 
 

@@ -78,7 +78,7 @@ def test_new_sources_are_judged_safely(added: list[Judged]) -> None:
 
 def test_adapters_of_peft_agree_on_one_length(added: list[Judged]) -> None:
     """Reserved memory of 17 runs over LoRA, DoRA and OFT: one unknown length, so one common error."""
-    errors = [one.error for one in compare(added) if "-peft-" in one.id and one.method != "full"]
+    errors = [one.error for one in compare(added) if one.id.startswith("added-peft-") and one.method != "full"]
     assert len(errors) == 17
     assert max(errors) - min(errors) <= 0.03
     assert abs(summary(errors)["median"]) <= 0.07
