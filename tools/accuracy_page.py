@@ -19,6 +19,7 @@ from accuracy import grouped, measured, percent  # noqa: E402
 from accuracy_peers import peers_section  # noqa: E402
 from comparisons import WITHIN, Comparison, Judged, compare, judge_rows, origin, summary, wrong_verdicts  # noqa: E402
 from held_out import held_out, is_fitted  # noqa: E402
+from measured_setups import FILES  # noqa: E402
 from misses import cause_of  # noqa: E402
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -162,8 +163,10 @@ def left_out_fits(compared: list[Comparison]) -> str:
 
 def verdicts(judged: list[Judged]) -> str:
     lines = []
-    for file in ("published", "limits", "more", "added"):
+    for file in FILES:
         ours = [one for one in judged if one.row["file"] == file and one.estimate]
+        if not ours:
+            continue
         wrong = wrong_verdicts(ours)
         lines += [[f"{file}: {VERDICTS[rule]}", f"{len(names)} of {len(ours)}"] for rule, names in wrong.items()]
     words = Counter(one.estimate.verdict for one in judged if one.estimate and one.row.get("kind") == "OOM")
