@@ -179,7 +179,7 @@ def _torchtune(row: Row) -> Setup:
     step = TORCHTUNE_STEPS.index(name) if name in TORCHTUNE_STEPS else TORCHTUNE_STEPS.index("actoffload")
     setup: Setup = {
         "engine": "torchtune",
-        "optim": "adamw_8bit" if name == "adamw8bit" else "adamw_torch_fused",
+        "optim": "adamw_torch_8bit" if name == "adamw8bit" else "adamw_torch_fused",
         "attention": "sdpa",
         "packing": True,
         "param_dtype": "bf16",
@@ -316,10 +316,13 @@ def _qwen(row: Row) -> Setup:
 
 
 def _fsdp_qlora(row: Row) -> Setup:
-    """The fsdp_qlora script: a plain loop, pure bf16, reentrant checkpoints, no LoRA on o_proj, rank 64 by default."""
+    """The fsdp_qlora script: a plain loop, pure bf16, reentrant checkpoints, no LoRA on o_proj; rank 64 and dropout 0.1
+    by default (train.py). Its README rules transformers 4.38 and 4.39 out; peft before 0.11 gave adapters the base's
+    dtype (tuners/lora/layer.py, update_layer).
+    """
     setup: Setup = {
         "engine": "fsdp_qlora",
-        "versions": {"transformers": "4.38"},
+        "versions": {"transformers": "4.37"},
         "packing": True,  # dummy samples of exactly the context length
         "optim": "adamw_torch",
         "attention": "sdpa",
@@ -327,6 +330,7 @@ def _fsdp_qlora(row: Row) -> Setup:
         "compute_dtype": "bf16",
         "adapter_dtype": "bf16",
         "lora_rank": row.get("lora_rank") or 64,
+        "lora_dropout": 0.1,
         "lora_target": ["q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"],
         "offload": "params" if "CPU" in row["offload"] else "none",
         "parallelism": "ddp" if "NO_SHARD" in row["sharding"] else "fsdp",

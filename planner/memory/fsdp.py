@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from planner.errors import UnsupportedError
 from planner.memory.layout import Layout, Unit
 from planner.memory.optimizer import OptimizerCost
-from planner.memory.regime import OWN_LOOPS, Regime, version_of
+from planner.memory.regime import OWN_LOOPS, Regime, checkpoints_within_unit, version_of
 from planner.memory.shares import read_onto_gpu, scale_bytes, share
 from planner.training import DTYPE_BYTES, TrainingSetup
 
@@ -55,6 +55,7 @@ def lay_out_fsdp(
         gathered_loss=root + (layer if _holds_last_buffer(setup) else 0),
         gathered_backward=root + backward * layer + staging,
         reducing=gradients.reducing(),
+        end_of_layer=gradients.end_of_layer(),
         end_of_backward=gradients.end(),
         step_temporaries=0 if offloaded else share(cost.step_temporary_bytes, ranks),
         notes=gradients.notes(),
@@ -98,13 +99,16 @@ def _units_in_flight(setup: TrainingSetup, regime: Regime) -> tuple[int, int]:
 
     FSDP1 frees a layer before it allocates the next one, in the order of the host program, which is the order
     max_memory_allocated sees. Its backward prefetch (BACKWARD_PRE) gathers one layer ahead, except under reentrant
-    checkpointing: outputs of the no-grad forward carry no pre-backward hook, so nothing is marked for prefetch.
+    checkpointing around the unit: outputs of the no-grad forward carry no pre-backward hook, so nothing is marked for
+    prefetch (both seen in runs of FSDP1 on the CPU). Where adapters are units of their own, these are prefetched
+    first, and the next layer while the last of them runs backward.
     FSDP2 gathers into a buffer and copies out of it: forward keeps the buffer until the next layer's copy, backward
     prefetches the next buffer.
     """
     if setup.parallelism == "fsdp2":
         return 2, 2
-    return 1, 1 if regime.reentrant and setup.gradient_checkpointing is not False else 2
+    around = regime.reentrant and setup.gradient_checkpointing is not False and not checkpoints_within_unit(setup)
+    return 1, 1 if around else 2
 
 
 def _holds_last_buffer(setup: TrainingSetup) -> bool:
@@ -163,11 +167,22 @@ class _Gradients:
     def reducing(self) -> int:
         """What a layer's gradients are reduced through, with the new shard.
 
-        FSDP1: the flat gradient that those of the unit are joined into; FSDP2: the reduce-scatter input of one
-        layer, held until the next one's.
+        FSDP2: the reduce-scatter input of one layer, held until the next one's. FSDP1 with litgpt's units: the flat
+        gradient that those of the unit are joined into.
         """
-        shard = share(self.layer * (self.reduce + self.each), self.ranks)
-        return self.layer * self.reduce + shard
+        return 0 if self._waits() else self._flat()
+
+    def end_of_layer(self) -> int:
+        """FSDP1: a unit's gradients wait for each other (the backward of torch.split), are joined into a flat one and
+        reduced; max_memory_allocated no longer counts that one when the next layer begins.
+        """
+        return self.layer * self.compute + self._flat() if self._waits() else 0
+
+    def _waits(self) -> bool:
+        return not self.fsdp2 and not self.mixes
+
+    def _flat(self) -> int:
+        return self.layer * self.reduce + share(self.layer * (self.reduce + self.each), self.ranks)
 
     def end(self) -> int:
         """The same for the root, when the embedding's gradient has arrived last."""

@@ -55,7 +55,8 @@ class Layout:
     ``gradients_at_step`` are those alive while the optimizer runs (None: carried and all units' together).
     ``optimizer`` are the states (with master weights) after the first step. Everything else is alive for a while
     only: ``gathered_*`` unsharded copies of weights beside the shards, ``reducing`` gradient and reduce buffers
-    from the first gradient to the end of backward, ``resident_buffers`` communication buffers that live for the
+    from the first gradient to the end of backward, ``end_of_layer`` what a layer's gradients are reduced through when
+    its backward is over and its activations are gone, ``resident_buffers`` communication buffers that live for the
     whole run, ``step_temporaries`` what the optimizer step allocates at its worst moment, ``end_of_backward`` what
     comes on top of ``reducing`` when the last gradient has arrived, ``load`` the peak of loading (copies of
     weights alone).
@@ -70,6 +71,7 @@ class Layout:
     gathered_backward: int = 0
     reducing: int = 0
     resident_buffers: int = 0
+    end_of_layer: int = 0
     end_of_backward: int = 0
     step_temporaries: int = 0
     gradients_carried: int = 0

@@ -29,9 +29,9 @@ RESOLVED_VERSIONS: dict[str, dict[str, str]] = {
 TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "trl", "embedded", "axolotl"})
 # A trained embedding in fp32 hands out fp32: LLaMA-Factory casts all that trains.
 EMBEDDING_NAMES = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"})
-OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt", "pytorch"})
+OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt", "pytorch", "fsdp_qlora"})
 # A loop written by hand around transformers' model (and peft's adapters): its own loop, their code.
-HAND_WRITTEN = frozenset({"pytorch"})
+HAND_WRITTEN = frozenset({"pytorch", "fsdp_qlora"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +292,18 @@ def _reentrant(setup: TrainingSetup) -> bool:
     if setup.parallelism == "fsdp2" or setup.engine in OWN_LOOPS - HAND_WRITTEN or setup.engine == "embedded":
         return False
     return setup.engine == "llamafactory" or version_of(setup, "transformers") < (5,)
+
+
+def checkpoints_within_unit(setup: TrainingSetup) -> bool:
+    """Whether checkpointing happens inside what FSDP wraps, so that FSDP's hooks see the layer once a step.
+
+    transformers >= 4.52 checkpoints in the layer's own ``__call__`` (modeling_layers.py, GradientCheckpointingLayer);
+    before, the model's loop checkpointed the wrapped layer, which FSDP then met again in the recomputation. litgpt,
+    torchtune and fsdp_qlora put the checkpoint on what their units hold (apply_activation_checkpointing after FSDP).
+    """
+    if setup.engine in OWN_LOOPS - HAND_WRITTEN or setup.engine == "fsdp_qlora":
+        return True
+    return version_of(setup, "transformers") >= (4, 52)
 
 
 def _repeats_kv(setup: TrainingSetup, model_type: str) -> bool:

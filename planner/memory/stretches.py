@@ -127,7 +127,7 @@ def block_mode(step: Step, layer: Layer) -> Mode:
     adapted = layer.kind == "adapted"
     parallelism = setup.parallelism or "none"
     if parallelism in FSDP and not adapted and regime.autocast:
-        regime = _as_gathered(regime)
+        regime = as_gathered(regime)
     return mode_of(
         regime,
         layer.targets if adapted else frozenset(),
@@ -139,15 +139,25 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         _kernel(setup, step.spec, layer, has_flash=step.has_flash and regime.compute != "fp32"),
         setup.liger_kernel or setup.torch_compile,
         fused_kernels(setup),
-        parallelism not in FSDP | ZERO and not setup.optimizer_in_backward,
+        _gradients_stay(setup, layer),
         has_dropout(step.spec),
         setup.engine == "litgpt",
         packed_keeps_input(setup),
     )
 
 
+def _gradients_stay(setup: TrainingSetup, layer: Layer) -> bool:
+    """Whether a layer's gradients are still on this GPU when its backward ends.
+
+    FSDP1 joins them only then; FSDP2 and DeepSpeed take them away as they come, and so does a step in backward.
+    """
+    if setup.optimizer_in_backward or (setup.parallelism or "none") in ZERO | {"fsdp2"}:
+        return False
+    return setup.parallelism != "fsdp" or layer.kind == "trained"
+
+
 @lru_cache(maxsize=256)
-def _as_gathered(regime: Regime) -> Regime:
+def as_gathered(regime: Regime) -> Regime:
     """FSDP's mixed precision gathers a layer in the compute dtype and casts its inputs: inside, nothing is fp32."""
     dtype = regime.compute
     return replace(regime, autocast=None, trained=dtype, frozen=dtype, norms=dtype, embedding=dtype, head=dtype)

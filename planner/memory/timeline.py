@@ -11,7 +11,7 @@ from planner.memory.loss import holds_outputs, loss_bytes
 from planner.memory.ops import Mode
 from planner.memory.regime import bytes_of
 from planner.memory.result import Phase
-from planner.memory.stretches import Step, Stretch, fused_kernels, graphless, mode_of, stretches_of
+from planner.memory.stretches import Step, Stretch, as_gathered, fused_kernels, graphless, mode_of, stretches_of
 from planner.memory.tape import Moment
 from planner.training import FSDP
 
@@ -29,8 +29,8 @@ class Timeline:
         sequences = setup.micro_batch_size * setup.sequences_per_sample
         self.tokens = sequences * setup.seq_len
         self.squares = self.tokens * setup.seq_len
-        gathered = (setup.parallelism or "none") in FSDP and step.regime.autocast and not setup.is_adapter
-        stream = step.regime.compute if gathered else step.regime.stream
+        self.mixed = (setup.parallelism or "none") in FSDP and step.regime.autocast is not None and not setup.is_adapter
+        stream = step.regime.compute if self.mixed else step.regime.stream
         self.stream = bytes_of(stream) * step.spec.hidden * self.tokens
         self.stretches = stretches_of(step)
         self.window = max(
@@ -190,11 +190,12 @@ class Timeline:
         return self._head_gradient(bytes_of(regime.compute) + bytes_of(regime.gradient))
 
     def _norm_mode(self) -> Mode:
-        """The final norm trains with the whole model only; it belongs to no layer."""
+        """The final norm trains with the whole model only; it belongs to no layer, but to FSDP's root unit."""
         step = self.step
+        regime = as_gathered(step.regime) if self.mixed else step.regime
         trained = not step.setup.is_adapter and step.setup.method not in ("freeze", "badam")
         return mode_of(
-            step.regime, frozenset(), frozenset(), trained, 0, False, False, "flash",
+            regime, frozenset(), frozenset(), trained, 0, False, False, "flash",
             step.setup.liger_kernel, fused_kernels(step.setup), True, False,
         )  # fmt: skip
 
@@ -220,6 +221,9 @@ class Timeline:
                 for moment in stretch.curve.backward:
                     self.at("backward", rest, gradients=gradients + done * per_layer, logits=self.outputs,
                             gathered=gathered, moment=moment)  # fmt: skip
+                if layout.end_of_layer:
+                    self.at("backward", rest + self.stream, gradients=gradients + done * per_layer,
+                            logits=self.outputs, gathered=gathered + layout.end_of_layer)  # fmt: skip
             below -= stretch.number * each
             finished += stretch.number
             gradients += stretch.number * per_layer
