@@ -33,13 +33,14 @@ def lay_out_fsdp(
     offloaded = _offloads(setup)
     held, scales = _held(setup, regime, units)
     shards = share(held, ranks)
+    parts = 1 if replicates_adapters(setup, regime) else ranks
     roots = [u for u in units if u.is_root]
     layers = [u for u in units if not u.is_root]
     root = sum(u.count * _unsharded(setup, regime, u) for u in roots)
     layer = max((_unsharded(setup, regime, u) for u in layers), default=0)
     staging = share(layer, ranks) if offloaded else 0
     forward, backward = _units_in_flight(setup, regime)
-    gradients = _Gradients(setup, regime, units, ranks)
+    gradients = _Gradients(setup, regime, units, parts)
     states = cost.state_bytes + cost.master_bytes
     load = scales + (0 if offloaded else shards) + max(layer, root)
     if read_onto_gpu(setup, regime):
@@ -49,7 +50,7 @@ def lay_out_fsdp(
         gradients=gradients.by_unit(),
         gradients_carried=gradients.carried(),
         gradients_at_step=0 if offloaded else gradients.sharded,
-        optimizer=0 if offloaded else share(states, ranks),
+        optimizer=0 if offloaded else share(states, parts),
         load=load,
         gathered_forward=root + forward * layer + staging,
         gathered_loss=root + (layer if _holds_last_buffer(setup) else 0),
@@ -57,7 +58,7 @@ def lay_out_fsdp(
         reducing=gradients.reducing(),
         end_of_layer=gradients.end_of_layer(),
         end_of_backward=gradients.end(),
-        step_temporaries=0 if offloaded else share(cost.step_temporary_bytes, ranks),
+        step_temporaries=0 if offloaded else share(cost.step_temporary_bytes, parts),
         notes=gradients.notes(),
     )
 
@@ -71,8 +72,15 @@ def _offloads(setup: TrainingSetup) -> bool:
     )
 
 
+def replicates_adapters(setup: TrainingSetup, regime: Regime) -> bool:
+    """Fused LoRA functions on quantized weights read whole adapters, which FSDP is told to ignore; their gradients are
+    averaged one by one (fms-acceleration, fms_acceleration_foak/utils.py lora_adapters_switch_ddp_from_fsdp).
+    """
+    return setup.parallelism == "fsdp" and setup.is_adapter and setup.unsloth and regime.quantized != "dense"
+
+
 def _held(setup: TrainingSetup, regime: Regime, units: Sequence[Unit]) -> tuple[int, int]:
-    """Bytes that are sharded, and the quantization scales that are not.
+    """Bytes that are sharded, and those that are not: quantization scales, adapters of fused functions.
 
     accelerate 1.11 makes the whole FSDP2 model fp32 under mixed precision, frozen weights included.
     """
@@ -82,7 +90,10 @@ def _held(setup: TrainingSetup, regime: Regime, units: Sequence[Unit]) -> tuple[
         frozen = unit.frozen_bytes - state
         if regime.upcast_frozen_on_sharding and setup.quantization_bit is None:
             frozen = max(frozen, 4 * unit.frozen)
-        held += unit.count * (frozen + unit.trained * unit.trained_bytes_each)
+        trained = unit.trained * unit.trained_bytes_each
+        if replicates_adapters(setup, regime):
+            state, trained = state + trained, 0
+        held += unit.count * (frozen + trained)
         scales += unit.count * state
     return held, scales
 

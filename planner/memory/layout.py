@@ -27,6 +27,7 @@ class Unit:
     small_elements: int = 0  # elements in tensors of one dimension (norms, biases)
     expert_elements: int = 0  # of those, elements in experts
     largest_frozen: int = 0  # elements of the largest frozen tensor
+    buffer_bytes: int = 0  # of frozen_bytes, what GPTQ keeps in buffers and not in parameters: scales, group indices
     gradient_bytes_each: int | None = None  # where it differs from the regime's: modules trained whole beside adapters
 
     @property

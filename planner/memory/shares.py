@@ -40,12 +40,13 @@ def share(total: int, ranks: int) -> int:
 
 
 def scale_bytes(setup: TrainingSetup, regime: Regime, unit: Unit) -> int:
-    """Scales of one unit's bitsandbytes 4-bit weights, which no sharding splits.
-
-    They hang on the parameter as ``quant_state`` and are no parameters themselves: 8 bit per 64 elements and fp32 per
+    """Scales of one unit's quantized weights, which no sharding splits: GPTQ's are buffers, and those of bitsandbytes'
+    4-bit weights hang on the parameter as ``quant_state`` and are no parameters themselves: 8 bit per 64 elements and fp32 per
     256 of these with double quantization, else fp32 per 64. How many elements q are packed follows from the unit's
     bytes: q * (1/2 + scale) + (frozen - q) * itemsize.
     """
+    if regime.quantized == "gptq":
+        return unit.buffer_bytes
     if regime.quantized != "nf4" or not unit.frozen:
         return 0
     scale = 65 if setup.double_quantization else 256  # 4096ths of a byte per element: 1/64 + 1/4096, or 4/64

@@ -252,6 +252,7 @@ class _Builder:
             trained_bytes_each=self._trained_bytes(), largest_trained=largest if trained else 0,
             tensors=len(layer.linears) + layer.block.norms, small_elements=small, expert_elements=experts,
             largest_frozen=matrix if frozen else 0,
+            buffer_bytes=sum(self._gptq_buffers(lin) for lin in layer.linears) if frozen else 0,
         )  # fmt: skip
 
     def _note_block(self, layer: Layer, small: int) -> None:
@@ -286,7 +287,7 @@ class _Builder:
         """
         weights = lin.inputs * lin.outputs * lin.copies
         bias = lin.outputs * lin.copies * bytes_of(self.regime.frozen) if lin.bias else 0
-        form = "dense" if lin.stacked or lin.role == "router" else self.regime.quantized
+        form = self._form(lin)
         if form == "nf4":
             return self._packed_bytes(weights) + bias
         if form == "int8":
@@ -299,10 +300,24 @@ class _Builder:
         scales = weights // 64
         return weights // 2 + (scales + 4 * -(-scales // 256) if self.double else 4 * scales)
 
+    def _form(self, lin: Linear) -> str:
+        return "dense" if lin.stacked or lin.role == "router" else self.regime.quantized
+
     def _gptq_bytes(self, lin: Linear, weights: int) -> int:
         stored = self.spec.quantized
         bits = stored.bits if stored else self.bits
+        zeros = self._gptq_cells(lin) * bits // 8
+        return weights * bits // 8 + zeros + self._gptq_buffers(lin)
+
+    def _gptq_buffers(self, lin: Linear) -> int:
+        """fp16 scales and the int32 group of every input; codes and zeros become parameters where they are sharded
+        (fms-acceleration autogptq_utils.py, PATCH_FOR_FSDP_TRITON_V2).
+        """
+        if self._form(lin) != "gptq":
+            return 0
+        return 2 * self._gptq_cells(lin) + 4 * lin.inputs * lin.copies
+
+    def _gptq_cells(self, lin: Linear) -> int:
+        stored = self.spec.quantized
         group = stored.group_size if stored and stored.group_size and stored.group_size > 0 else None
-        groups = -(-lin.inputs // group) if group else 1
-        cells = groups * lin.outputs * lin.copies
-        return weights * bits // 8 + 2 * cells + cells * bits // 8 + 4 * lin.inputs * lin.copies
+        return (-(-lin.inputs // group) if group else 1) * lin.outputs * lin.copies
