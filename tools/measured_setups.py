@@ -264,9 +264,10 @@ def _torchtitan(row: Row) -> Setup:
 
 
 def _thunder(row: Row) -> Setup:
+    """thunder/benchmarks/benchmark_litgpt.py: litgpt's blocks in a bare loop."""
     return {
         "stage": "pt",
-        "engine": "litgpt",
+        "engine": "thunder",
         "optim": "adamw_torch",
         "attention": "sdpa",
         "packing": True,

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from planner.errors import InputError
 from planner.hardware.machine import Machine
+from planner.memory.habits import OWN_MODELING
 from planner.memory.host import HostNeed, host_bytes
 from planner.memory.models import extra_model_bytes
 from planner.memory.optimizer import optimizer_cost, together
@@ -22,7 +23,7 @@ from planner.memory.split import split
 from planner.memory.stretches import Step, pinned_inputs
 from planner.memory.timeline import ORDER, Timeline
 from planner.memory.units import Parts, build_parts
-from planner.model.spec import ModelSpec
+from planner.model.spec import ModelSpec, Run
 from planner.training import TrainingSetup
 
 
@@ -119,13 +120,22 @@ def with_parallelism(setup: TrainingSetup, machine: Machine) -> TrainingSetup:
 
 
 def as_built(setup: TrainingSetup, spec: ModelSpec) -> ModelSpec:
-    """The model as its engine builds it: litgpt never ties the head to the embedding (litgpt/model.py, GPT)."""
-    return _untied(spec) if setup.engine == "litgpt" and spec.tied_embeddings else spec
+    """The model as its engine builds it: litgpt's file never ties the head to the embedding (litgpt/model.py, GPT),
+    and its gate and up projections are always two modules (LLaMAMLP's fc_1 and fc_2), Phi-3's among them.
+    """
+    return _as_litgpt(spec) if setup.engine in OWN_MODELING else spec
 
 
 @lru_cache(maxsize=64)
-def _untied(spec: ModelSpec) -> ModelSpec:
-    return replace(spec, tied_embeddings=False)
+def _as_litgpt(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, tied_embeddings=False, runs=tuple(_with_gate_apart(run) for run in spec.runs))
+
+
+def _with_gate_apart(run: Run) -> Run:
+    mlp = run.block.mlp
+    if mlp is None or not mlp.fused_gate_up:
+        return run
+    return replace(run, block=replace(run.block, mlp=replace(mlp, fused_gate_up=False)))
 
 
 def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE) -> Worked:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.errors import UnsupportedError
+from planner.memory.habits import OWN_MODELING
 from planner.memory.layout import Layout, Unit
 from planner.memory.optimizer import OptimizerCost
 from planner.memory.regime import OWN_LOOPS, Regime, checkpoints_within_unit, version_of
@@ -19,7 +20,7 @@ from planner.training import DTYPE_BYTES, TrainingSetup
 # Adapters are wrapped apart from frozen weights by peft's fsdp_auto_wrap_policy, which transformers' Trainer installs.
 # litgpt wraps whole blocks: one flat parameter of frozen and trained weights has gradients for all of them (PyTorch's
 # FSDP notes on use_orig_params and frozen parameters).
-MIXES_FROZEN = frozenset({"litgpt"})
+MIXES_FROZEN = OWN_MODELING
 REDUCES_IN_FP32 = frozenset({"torchtitan"})  # its MixedPrecisionPolicy; accelerate reduces in the compute dtype
 
 
@@ -146,7 +147,7 @@ class _Gradients:
         self.compute = min(self.each, DTYPE_BYTES[regime.compute])
         self.reduce = 4 if setup.engine in REDUCES_IN_FP32 else self.compute
         self.accumulates = setup.gradient_accumulation_steps > 1 and not (self.fsdp2 and _syncs_each_batch(setup))
-        self.mixes = setup.engine in MIXES_FROZEN and not self.fsdp2
+        self.mixes = setup.engine in MIXES_FROZEN and setup.is_adapter and not self.fsdp2
         self.elements = sum(u.count * self._with_gradients(u) for u in units)
         self.sharded = share(self.elements * self.each, ranks)
         self.layer = max((self._with_gradients(u) for u in units if not u.is_root), default=0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup
 
-# litgpt runs every model through one file of its own; the habits below are transformers'.
-OWN_MODELING = frozenset({"litgpt"})
+# litgpt runs every model through one file of its own, which thunder's benchmark script trains in a loop without Fabric;
+# the habits below are transformers'.
+OWN_MODELING = frozenset({"litgpt", "thunder"})
 # No SDPA path: asked for it, the model runs its eager attention (_supports_sdpa absent or False).
 WITHOUT_SDPA = frozenset(
     {"bloom", "mpt", "gpt_neo", "gptj", "codegen", "gemma2", "gpt_oss", "qwen", "baichuan", "internlm2", "chatglm"}

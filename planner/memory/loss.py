@@ -35,6 +35,8 @@ CURVES: dict[LossCopies, LossCurve] = {
     "in_model": LossCurve(6, 8, 4),
     "trl": LossCurve(12, 12, 2),
     "loop": LossCurve(10, 14, 4),  # as hf_4_49; a loop's ``outputs`` hold the 16-bit logits through backward
+    # thunder's benchmark_litgpt.py: cross-entropy of the 16-bit logits, which its loop still names in backward
+    "raw": LossCurve(4, 8, 4),
     "torchtune": LossCurve(10, 12, 2),  # logits.float() replaces them and stays
     "fused": LossCurve(8, 8, 2),
 }

@@ -52,6 +52,7 @@ class Mode:
     litgpt: bool = False  # litgpt's own blocks: see BlockModule._fused_projection, activate
     half: bool = False  # 16-bit means float16
     packed_keeps_input: bool = False  # see LinearModule._packed
+    compiled: bool = False  # torch.compile: fused as by Liger, but rotation writes new tensors
 
 
 class Program(Tape):
@@ -272,6 +273,8 @@ class Program(Tape):
         ``table`` is the item size of cos and sin (that of the residual stream). ``rotated`` is given where only
         part of each head turns: the rest is cut off and concatenated again.
         """
+        if self.mode.compiled:
+            return self.scale(x)
         if self.mode.liger or self.mode.fused:
             return self._rotate_in_place(x)
         part = x

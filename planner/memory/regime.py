@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, Literal, TypeVar
 
-from planner.memory.habits import WIDE_NORM
+from planner.memory.habits import OWN_MODELING, WIDE_NORM
 from planner.model.spec import ModelSpec
 from planner.training import DTYPE_BYTES, FSDP, ZERO, Dtype, TrainingSetup
 
 LossCopies = Literal[
-    "hf_4_49", "hf_4_48", "hf_4_45", "in_model", "torchtune", "trl", "loop", "fused", "fused_linear", "chunked"
+    "hf_4_49", "hf_4_48", "hf_4_45", "in_model", "torchtune", "trl", "loop", "raw", "fused", "fused_linear", "chunked"
 ]
 T = TypeVar("T")
 # What each engine's newest release resolves to (metadata of the wheels on 2026-11-20).
@@ -29,7 +29,8 @@ RESOLVED_VERSIONS: dict[str, dict[str, str]] = {
 TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "trl", "embedded", "axolotl"})
 # A trained embedding in fp32 hands out fp32: LLaMA-Factory casts all that trains.
 EMBEDDING_NAMES = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"})
-OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt", "pytorch", "fsdp_qlora"})
+OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt", "thunder", "pytorch", "fsdp_qlora"})
+OWN_LOSSES: dict[str, LossCopies] = {"torchtune": "torchtune", "thunder": "raw"}
 # A loop written by hand around transformers' model (and peft's adapters): its own loop, their code.
 HAND_WRITTEN = frozenset({"pytorch", "fsdp_qlora"})
 
@@ -276,7 +277,7 @@ def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
     if setup.loss == "fused" or (setup.loss is None and setup.unsloth):
         return "fused"
     if setup.engine in OWN_LOOPS:
-        return "torchtune" if setup.engine == "torchtune" else "loop"
+        return OWN_LOSSES.get(setup.engine, "loop")
     version = version_of(setup, "transformers")
     if model_type == "qwen":  # remote code of its own time, whatever the version
         return "in_model"
@@ -312,7 +313,7 @@ def _repeats_kv(setup: TrainingSetup, model_type: str) -> bool:
     transformers < 4.48 did it for SDPA everywhere, and before flash attention in Mistral and Mixtral.
     """
     version = version_of(setup, "transformers")
-    if setup.engine in ("litgpt", "torchtune"):
+    if setup.engine in OWN_MODELING or setup.engine == "torchtune":
         return True
     if version >= (4, 48):
         return False

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.curves import BlockCurve, block_curve
-from planner.memory.habits import BROADCAST_KEYS, WITHOUT_SDPA, has_dropout, modeling
+from planner.memory.habits import BROADCAST_KEYS, OWN_MODELING, WITHOUT_SDPA, has_dropout, modeling
 from planner.memory.layout import Layout
 from planner.memory.ops import Mode
-from planner.memory.regime import Regime, Unhashed, bytes_of, version_of
+from planner.memory.regime import HAND_WRITTEN, OWN_LOOPS, Regime, Unhashed, bytes_of, version_of
 from planner.memory.tape import Moment
 from planner.memory.units import Layer, Parts
 from planner.model.spec import ModelSpec
@@ -140,9 +140,10 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         setup.liger_kernel or setup.torch_compile,
         fused_kernels(setup),
         _gradients_stay(setup, layer),
-        has_dropout(step.spec),
-        setup.engine == "litgpt",
+        has_dropout(step.spec) and setup.engine not in OWN_LOOPS - HAND_WRITTEN,  # transformers' modeling files drop
+        setup.engine in OWN_MODELING,
         packed_keeps_input(setup),
+        setup.torch_compile and not setup.liger_kernel,
     )
 
 
@@ -198,7 +199,7 @@ def _distinct_inputs(layer: Layer) -> int:
 def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: bool) -> str:
     """The kernel that runs, which is not always the one asked for."""
     attention, kind = layer.block.attention, modeling(setup, spec)
-    capped = setup.engine == "litgpt" and attention.softcap  # written out: its scores are no kernel's
+    capped = setup.engine in OWN_MODELING and attention.softcap  # written out: its scores are no kernel's
     if setup.attention == "flash_attention_2" and kind not in ("bloom", "mpt") and not capped:
         return "flash"
     if setup.attention == "eager" or kind in WITHOUT_SDPA or capped:
@@ -219,7 +220,7 @@ def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: b
 def mode_of(
     regime: Regime, targets: frozenset[str], whole: frozenset[str], trained: bool, rank: int, dropout: bool,
     dora: bool, kernel: str, liger: bool, fused: bool, stay: bool, residual_dropout: bool, litgpt: bool = False,
-    packed_keeps_input: bool = False,
+    packed_keeps_input: bool = False, compiled: bool = False,
 ) -> Mode:  # fmt: skip
     """The program's mode from a regime and the few words of a setup that matter to a block; cached."""
     return Mode(
@@ -246,4 +247,5 @@ def mode_of(
         litgpt=litgpt,
         half=regime.compute == "fp16",
         packed_keeps_input=packed_keeps_input,
+        compiled=compiled,
     )

@@ -218,12 +218,48 @@ def test_accumulation_keeps_whole_gradients_where_no_sync_works(accelerate: str,
     assert (priced.layout.gradients_carried > 0) == kept
 
 
-def test_reentrant_checkpointing_leaves_fsdp1_no_layer_to_prefetch() -> None:
-    reentrant = Priced(8, method="full", parallelism="fsdp").layout
-    plain = Priced(8, method="full", parallelism="fsdp", gradient_checkpointing=False).layout
+def test_reentrant_checkpointing_around_the_unit_leaves_fsdp1_no_layer_to_prefetch() -> None:
+    def backward(version: str) -> Layout:
+        return Priced(8, method="full", parallelism="fsdp", versions={"transformers": version}).layout
+
     block = 2 * next(u for u in Priced(8, method="full").units if u.name == "block0").trained
-    assert plain.gathered_backward - reentrant.gathered_backward == block
-    assert reentrant.gathered_backward - reentrant.gathered_loss == block
+    around, within = backward("4.51"), backward("4.52")
+    assert within.gathered_backward - around.gathered_backward == block
+    assert around.gathered_backward - around.gathered_loss == block
+
+
+def test_layers_that_checkpoint_themselves_let_go_of_their_inputs_under_fsdp1() -> None:
+    for version, keeps in (("4.51", True), ("4.52", False)):
+        priced = Priced(2, method="lora", param_dtype="bf16", **(FMS | {"versions": {"transformers": version}}))
+        assert bool(kept_per_layer_bytes_per_token(priced.setup, priced.regime, priced.spec.hidden)) is keeps
+
+
+def test_fsdp1_joins_and_reduces_a_layer_when_its_activations_are_gone() -> None:
+    priced = Priced(4, method="full", param_dtype="fp32", compute_dtype="bf16", **FMS)
+    block = next(u for u in priced.units if u.name == "block0").trained
+    assert priced.layout.reducing == 0
+    assert priced.layout.end_of_layer == 2 * block + 2 * block + (2 + 4) * block // 4  # single, flat, shard
+
+
+def test_adapters_of_fused_functions_are_whole_on_every_rank() -> None:
+    fields = FMS | {"method": "qlora", "lora_rank": 16, "lora_target": ATTENTION, "kbit_upcast": "none"}
+    apart, whole = Priced(4, **fields), Priced(4, unsloth=True, **fields)
+    adapters = 4 * whole.parts.trained
+    assert whole.layout.optimizer == 2 * adapters == 4 * apart.layout.optimizer
+    assert whole.layout.weights - apart.layout.weights == pytest.approx(adapters * 3 / 4, abs=4)
+    assert whole.layout.gradients_at_step == adapters
+    dense = Priced(4, unsloth=True, **(fields | {"method": "lora"}))
+    assert dense.layout.optimizer < whole.layout.optimizer  # only beside quantized weights
+
+
+def test_gptq_scales_and_group_indices_are_on_every_rank() -> None:
+    fields: dict[str, Any] = FMS | {"method": "qlora", "quantization_method": "gptq", "quantization_bit": 4}
+    two, four = Priced(2, **fields), Priced(4, **fields)
+    buffers = sum(u.count * u.buffer_bytes for u in two.units)
+    linears = two.parts.layers[0].linears
+    assert buffers == 32 * sum(2 * lin.outputs + 4 * lin.inputs for lin in linears)  # one group a column
+    held = sum(u.count * u.held_bytes for u in two.units) - buffers
+    assert two.layout.weights - four.layout.weights == pytest.approx(held / 4, abs=4)
 
 
 def test_scales_of_four_bit_weights_are_on_every_rank() -> None:
@@ -300,9 +336,11 @@ def test_deepspeed_holds_what_is_said(stage: int, accumulation: int) -> None:
 
 @pytest.mark.engines
 def test_fsdp1_really_keeps_inputs_and_gradients_of_frozen_layers() -> None:
-    kept = probe("probe_fsdp1.py", "reentrant", "fsdp", ranks=2)
+    kept = probe("probe_fsdp1.py", "around", "fsdp", ranks=2)
     plain = probe("probe_fsdp1.py", "plain", "fsdp", ranks=2)
+    within = probe("probe_fsdp1.py", "within", "fsdp", ranks=2)
     assert kept["alive"] - plain["alive"] == 2 * kept["layers"] - 1  # every input, and all gradients but the last
+    assert within["alive"] == plain["alive"]
 
 
 @pytest.mark.engines
