@@ -1,4 +1,6 @@
-"""Further models on the GPU: references of preference training, reward models and value heads of PPO."""
+"""What lies on the GPU beside the trained weights: references of preference training, reward models and value heads of
+PPO, and buffers of the modeling code.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,18 @@ def extra_model_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, ran
         total += _weights(setup.ref_model, spec) if setup.ref_model or setup.method not in SWITCHED_OFF else 0
     if setup.stage == "ppo":
         total += _weights(setup.reward_model, spec)
-    return (-(-total // ranks) if setup.parallelism in ("zero3", "fsdp", "fsdp2") else total) + mask
+    buffers = mask + _rotation_table(setup, spec)
+    return (-(-total // ranks) if setup.parallelism in ("zero3", "fsdp", "fsdp2") else total) + buffers
+
+
+def _rotation_table(setup: TrainingSetup, spec: ModelSpec) -> int:
+    """torchtune's fp32 cosines and sines of every position that the model knows, one table for all layers
+    (modules/position_embeddings.py, models/llama3_1/_position_embeddings.py build_rope_cache).
+    """
+    if setup.engine != "torchtune":
+        return 0
+    attention = spec.runs[0].block.attention
+    return 4 * (spec.max_positions or 0) * (attention.rotary_dim or attention.head_dim)
 
 
 def _weights(name: str | None, spec: ModelSpec) -> int:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Literal
 
 from planner.errors import UnsupportedError, unknown_choice
-from planner.memory.regime import Regime
+from planner.memory.regime import OWN_LOOPS, Regime
 from planner.training import DTYPE_BYTES, TrainingSetup
 
 Kind = Literal["linear", "embedding", "head", "vector", "adapter", "experts"]
@@ -216,6 +216,7 @@ def optimizer_cost(setup: TrainingSetup, regime: Regime, tensors: Sequence[Tenso
         setup.optimizer_in_backward,
         DTYPE_BYTES[regime.state],
         regime.master,
+        setup.engine not in OWN_LOOPS,
         tensors if isinstance(tensors, tuple) else tuple(tensors),
     )
 
@@ -229,6 +230,7 @@ def _cost(
     in_backward: bool,
     param_bytes: int,
     master: bool,
+    by_trainer: bool,
     tensors: tuple[Tensor2D, ...],
 ) -> OptimizerCost:
     rule = rule_for(optim, method)
@@ -239,7 +241,7 @@ def _cost(
     laid = _as_stepped(tensors, parallelism, total)
     gpu = host = 0
     for tensor in laid:
-        on_gpu, on_host = _states(rule, tensor, rank, param_bytes)
+        on_gpu, on_host = _states(rule, tensor, rank, param_bytes, by_trainer=by_trainer)
         gpu += tensor.copies * on_gpu
         host += tensor.copies * on_host
     one_by_one = in_backward or rule.consumes
@@ -267,7 +269,9 @@ def _as_stepped(tensors: tuple[Tensor2D, ...], parallelism: str, total: int) -> 
     return tensors
 
 
-def _states(rule: Rule, tensor: Tensor2D, rank: int, param_bytes: int) -> tuple[int, int]:
+def _states(
+    rule: Rule, tensor: Tensor2D, rank: int, param_bytes: int, *, by_trainer: bool
+) -> tuple[int, int]:  # fmt: skip
     """Bytes on the GPU and outside the allocator for one tensor."""
     projected = rule.projection is not None and tensor.kind == "linear"
     elements, projector = _low_rank(tensor, rank) if projected else (tensor.elements, 0)
@@ -279,7 +283,8 @@ def _states(rule: Rule, tensor: Tensor2D, rank: int, param_bytes: int) -> tuple[
         rows, cols = (tensor.rows, tensor.cols) if not projected else (min(tensor.rows, tensor.cols, rank), tensor.cols)
         flat = tensor.kind == "vector" or tensor.cols == 1
         return 4 * (elements if flat else (rows + cols) * tensor.stack) + projector * param_bytes, 0
-    body, scales = _stored(rule, elements, param_bytes, kept_32bit=tensor.kind == "embedding" and not rule.torchao)
+    kept = by_trainer and tensor.kind == "embedding" and not rule.torchao
+    body, scales = _stored(rule, elements, param_bytes, kept_32bit=kept)
     if rule.paged and elements >= SMALLEST_PAGED:
         return moments * scales + counter, moments * body
     return moments * (body + scales) + projector * param_bytes + counter, 0
