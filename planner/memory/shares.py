@@ -40,10 +40,11 @@ def share(total: int, ranks: int) -> int:
 
 
 def scale_bytes(setup: TrainingSetup, regime: Regime, unit: Unit) -> int:
-    """Scales of one unit's quantized weights, which no sharding splits: GPTQ's are buffers, and those of bitsandbytes'
-    4-bit weights hang on the parameter as ``quant_state`` and are no parameters themselves: 8 bit per 64 elements and fp32 per
-    256 of these with double quantization, else fp32 per 64. How many elements q are packed follows from the unit's
-    bytes: q * (1/2 + scale) + (frozen - q) * itemsize.
+    """Scales of one unit's quantized weights, which no sharding splits.
+
+    GPTQ's are buffers. Those of bitsandbytes' 4-bit weights hang on the parameter as ``quant_state`` and are no
+    parameters themselves: 8 bit per 64 elements and fp32 per 256 of these with double quantization, else fp32 per 64.
+    How many elements q are packed follows from the unit's bytes: q * (1/2 + scale) + (frozen - q) * itemsize.
     """
     if regime.quantized == "gptq":
         return unit.buffer_bytes

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from planner.hardware.parse import parse_machine
-from planner.memory.estimate import estimate
+from planner.memory.estimate import as_built, estimate
 from planner.memory.result import Estimate
 from planner.model.catalogue import resolve
+from planner.model.modules import block_linears
 from planner.training import TrainingSetup
 
 MACHINE = parse_machine("1xA10G-24GB")
@@ -58,3 +59,65 @@ def test_old_bitsandbytes_costs_a_trainer_its_inputs_too() -> None:
         for text in ("0.43.2", "0.43.1")
     )
     assert old > new
+
+
+def own(engine: str, model: str, **fields: Any) -> Estimate:
+    setup = TrainingSetup(model=model, engine=engine, **{"method": "full", "param_dtype": "bf16", **fields})
+    return estimate(setup, resolve(model), parse_machine("1xH100-80GB"))
+
+
+def test_own_modeling_files_drop_nothing_in_residual_branches() -> None:
+    """Phi-2's config drops a tenth of both branches in training: a mask of one byte an element each."""
+    fields: dict[str, Any] = {"method": "lora", "gradient_checkpointing": False, "seq_len": 1024, "loss": "torch"}
+    spec = resolve("phi-2")
+    assert spec.dropout
+    kept = [own(name, "phi-2", **fields).phases["forward"].activations for name in ("litgpt", "pytorch")]
+    assert kept[1] - kept[0] >= 2 * spec.hidden * spec.layers * 1024
+
+
+def test_litgpt_builds_gate_and_up_apart_whatever_the_checkpoint_does() -> None:
+    spec = resolve("phi-3-mini-4k-instruct")
+    roles = {}
+    for engine in ("litgpt", "transformers"):
+        built = as_built(TrainingSetup(model=spec.id, engine=engine), spec)
+        roles[engine] = {lin.role for lin in block_linears(built, built.runs[0].block)}
+    assert {"gate", "up"} < roles["litgpt"]
+    assert "gate_up" in roles["transformers"]
+
+
+def test_compiled_rotation_leaves_litgpts_whole_projection_beside_new_queries_and_keys() -> None:
+    """4h bytes a token and layer more than where they turn in place; seen in litgpt 0.5 compiled on the CPU."""
+    fields: dict[str, Any] = {"gradient_checkpointing": False, "loss": "torch", "optim": "sgd"}
+    kept = {
+        name: own("litgpt", "llama-2-7b", seq_len=1024, **{name: True}, **fields).phases["loss"].activations
+        for name in ("torch_compile", "liger_kernel")
+    }
+    assert kept["torch_compile"] - kept["liger_kernel"] == pytest.approx(32 * 4 * 4096 * 1024, rel=1 / 31)
+
+
+def test_torchtune_holds_a_table_of_every_position() -> None:
+    spec = resolve("llama-3.1-8b")
+    tune, bare = (own(name, spec.id).phases["load"].weights for name in ("torchtune", "torchtitan"))
+    half = own("torchtitan", spec.id, param_dtype="bf16").phases["load"].weights
+    assert bare == half
+    assert tune - bare == 4 * 131_072 * 128
+
+
+def test_only_transformers_trainer_keeps_embeddings_in_32_bit_states() -> None:
+    spec = resolve("llama-3.1-8b")
+    trainer, tune = (
+        own(name, spec.id, optim="adamw_8bit").phases["optimizer"].optimizer for name in ("transformers", "torchtune")
+    )
+    assert trainer - tune == pytest.approx(2 * 3 * spec.vocab * spec.hidden, rel=0.01)
+
+
+def test_the_root_units_norm_runs_in_16_bit_under_fsdp() -> None:
+    """The final norm of a mixed precision run keeps and hands out 2h a token, not the 4h of fp32 weights' stream."""
+    setup = TrainingSetup(
+        model="mistral-7b", engine="transformers", versions={"transformers": "4.45"}, method="full", loss="fused",
+        unsloth=True, param_dtype="fp32", compute_dtype="bf16", seq_len=4096, micro_batch_size=8, parallelism="fsdp",
+    )  # fmt: skip
+    spec = resolve(setup.model)
+    four, two = (estimate(setup.but(seq_len=length), spec, parse_machine("4xA100-80GB")) for length in (4096, 2048))
+    slope = (four.phases["loss"].activations - two.phases["loss"].activations) / (8 * 2048)
+    assert slope == pytest.approx(32 * 2 * 4096 + 2 * 2 * 4096 + 32 + 4, abs=8)

@@ -91,6 +91,11 @@ def test_litgpt_keeps_fp32_log_softmaxes_of_all_chunks() -> None:
     assert loss.forward == 8 * TOKENS * V + 6 * (2 * 128) * V
 
 
+def test_thunders_loop_takes_the_loss_of_16_bit_logits() -> None:
+    loss = loss_of(engine="thunder")
+    assert (loss.forward, loss.backward) == (4 * TOKENS * V, 8 * TOKENS * V)
+
+
 def test_torchtune_makes_one_chunk_of_eight_fp32_at_a_time() -> None:
     loss = loss_of(engine="torchtune", loss="chunked")
     assert loss.forward == 2 * TOKENS * V + 6 * (TOKENS // 8) * V

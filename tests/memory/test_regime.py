@@ -234,6 +234,8 @@ def test_cards_without_bf16_compute_in_fp16() -> None:
         ({"engine": "torchtune"}, "torchtune"),
         ({"engine": "litgpt"}, "chunked"),
         ({"engine": "torchtitan"}, "loop"),
+        ({"engine": "thunder"}, "raw"),
+        ({"engine": "fsdp_qlora"}, "loop"),
     ],
 )
 def test_the_path_of_the_loss(fields: dict[str, Any], loss: str) -> None:

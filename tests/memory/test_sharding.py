@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.errors import InputError, UnsupportedError
-from planner.memory.layout import Unit
+from planner.memory.layout import Layout, Unit
 from planner.memory.optimizer import Tensor2D, optimizer_cost
 from planner.memory.regime import Regime
 from planner.memory.sharding import kept_per_layer_bytes_per_token, lay_out
