@@ -118,12 +118,15 @@ def _gpus(row: Row) -> str:
 
 
 def _fms(row: Row) -> Setup:
-    """HF Trainer / TRL under accelerate FSDP1; kernels of the foak plugin are Unsloth's norm, rope, LoRA and CE."""
+    """HF Trainer / TRL under accelerate FSDP1; kernels of the foak plugin are Unsloth's norm, rope, LoRA and CE.
+
+    Rows of mixed_precision=no run without autocast.
+    """
     framework = row["note"].split(";")[0].removeprefix("framework_config=")
-    autocast = "autocast" in row["precision"]
+    autocast = "autocast" in row["precision"] or bool(row["quant_bits"])
     fp16 = row["precision"].startswith("float16")
     setup: Setup = {
-        "engine": "transformers",
+        "engine": "transformers" if autocast else "transformers-pure",
         "versions": {"transformers": "4.48" if "a100_80gb.csv" in row["source"] else "4.45"},
         "optim": "adamw_torch",
         "attention": "flash_attention_2",

@@ -26,7 +26,9 @@ RESOLVED_VERSIONS: dict[str, dict[str, str]] = {
     "llamafactory": {"transformers": "5.6.0", "accelerate": "1.11.0", "peft": "0.18.1", "torch": "2.13.0"},
     "other": {"transformers": "5.23.0", "accelerate": "1.15.0", "peft": "0.21.2", "torch": "2.13.0"},
 }
-TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "trl", "embedded", "axolotl"})
+TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "transformers-pure", "trl", "embedded", "axolotl"})
+# transformers' Trainer with neither bf16 nor fp16 set: no autocast, so fp32 adapters read fp32 copies of their inputs.
+UNCAST = frozenset({"transformers-pure"})
 # A trained embedding in fp32 hands out fp32: LLaMA-Factory casts all that trains.
 EMBEDDING_NAMES = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"})
 OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt", "thunder", "pytorch", "fsdp_qlora"})
@@ -229,7 +231,7 @@ def _autocast(setup: TrainingSetup, held: Dtype, compute: Dtype, *, deepspeed: b
     Where every trained tensor already has the compute dtype, autocast changes nothing that is priced here except
     for layer norms, so it counts as off.
     """
-    if compute == "fp32" or setup.engine in OWN_LOOPS or deepspeed:
+    if compute == "fp32" or setup.engine in OWN_LOOPS | UNCAST or deepspeed:
         return False
     return held != compute
 

@@ -242,6 +242,14 @@ def test_the_path_of_the_loss(fields: dict[str, Any], loss: str) -> None:
     assert regime(**fields).loss == loss
 
 
+def test_a_trainer_without_bf16_or_fp16_runs_without_autocast() -> None:
+    fields: dict[str, Any] = {"method": "lora", "compute_dtype": "bf16"}
+    pure, usual = (regime(engine=engine, **fields) for engine in ("transformers-pure", "transformers"))
+    assert (pure.autocast, usual.autocast) == (None, "bf16")
+    assert pure.adapter == usual.adapter == "fp32"
+    assert (pure.loss, pure.reentrant, pure.known_engine) == (usual.loss, usual.reentrant, True)
+
+
 @pytest.mark.parametrize(
     ("fields", "reentrant"),
     [
