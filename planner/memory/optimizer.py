@@ -147,9 +147,10 @@ OPTIMIZERS: dict[str, Rule] = {
     "rmsprop_bnb_32bit": _LION32,
     "rmsprop_bnb_8bit": _LION8,
     "adafactor": _ADAFACTOR,
-    "sgd": Rule(moments=0, whole=1),  # weight decay adds the weights into a copy of the gradients
+    # weight_decay is 0 by default; any other makes SGD and RMSprop add the weights into a copy of the gradients
+    "sgd": Rule(moments=0),
     "adagrad": Rule(moments=1, whole=2),  # square root of the sums, and the scaled gradients
-    "rmsprop": Rule(moments=1, whole=2),  # square root of the average, and the decayed gradients
+    "rmsprop": Rule(moments=1, whole=1),  # square root of the average
     "schedule_free_adamw": Rule(whole=1),  # z and exp_avg_sq; the denominator
     "schedule_free_radam": Rule(whole=1),
     "schedule_free_sgd": Rule(moments=1),

@@ -20,7 +20,6 @@ MEDIAN_BOUND = 0.0003
 ROW_BOUND = 0.005  # of every group that is not named below
 LIGER_EXPERTS = (0.015, "Liger's fused experts make gradients of their own, which are not programmed")
 BOUNDS = {
-    "full-sgd": (0.5, "SGD's foreach step is priced with a copy of the gradients, which only weight decay makes"),
     "full-adafactor": (0.02, "the update of the tensor before is priced beside the next one's; the trace has one"),
     "full-fp32": (0.007, "the S x S math path of fp32 attention"),
     "full-fp32-autocast": (0.006, "Phi-2's window under checkpointing"),

@@ -48,7 +48,7 @@ def build(name, parameters):
         return Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False)
     if name in ("sgd", "adagrad", "rmsprop"):
         kind = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop}[name]
-        return kind(parameters, lr=1e-3, weight_decay=0.01, foreach=True)
+        return kind(parameters, lr=1e-3, foreach=True)
     if name == "adamw_torch":
         return torch.optim.AdamW(parameters, lr=1e-3, foreach=True)
     import bitsandbytes as bnb
