@@ -29,7 +29,6 @@ BOUNDS = {
     "full-fp32-autocast-liger-flce, experts": LIGER_EXPERTS,
 }
 UNSTATED = {
-    "fp32 adapters on a 16-bit base without autocast",
     "transformers has no name for AdamW's for-loop",
     'peft 0.21 reaches stacked experts with "all-linear"; LLaMA-Factory\'s peft 0.18 does not',
 }

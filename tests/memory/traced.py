@@ -70,9 +70,6 @@ class Traced:
     def unstated(self) -> str | None:
         """Why a setup of the contract cannot say this, or None where one can."""
         asked = self.asked
-        mixed = asked.get("autocast") is None and asked.get("method", "full") != "full"
-        if mixed and asked.get("adapter_dtype", "fp32") == "fp32":
-            return "fp32 adapters on a 16-bit base without autocast"
         if asked.get("optim") == "adamw_forloop":
             return "transformers has no name for AdamW's for-loop"
         wraps = asked.get("method", "full") == "lora" and asked.get("lora_target", "all") == "all"
@@ -104,6 +101,8 @@ class Traced:
             fields["loss"] = "fused_linear" if asked.get("fused_linear") else "torch"
         # the tracer casts all that trains, as LLaMA-Factory does; peft alone copies whole modules as they are
         engine = "llamafactory" if asked.get("additional_target") else "transformers"
+        if asked.get("autocast") is None and engine == "transformers" and fields["method"] != "full":
+            engine = "transformers-pure"
         return TrainingSetup(
             model=self.name, engine=engine, optim=asked.get("optim", "adamw_torch_fused"), versions=versions,
             **fields,
