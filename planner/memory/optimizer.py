@@ -130,7 +130,8 @@ OPTIMIZERS: dict[str, Rule] = {
     "adamw_apex_fused": Rule(store="fp32"),
     "adamw_anyprecision": Rule(store="fp32", largest_fp32=2, loops=True),  # moments default to float32 in transformers
     "adamw_torch_4bit": Rule(store="int4", largest_fp32=2, torchao=True),  # fp32 averages feed update and quantiser
-    "adamw_torch_8bit": Rule(store="int8", largest_fp32=2, torchao=True),
+    # the one published run (torchtune, A100) leaves room for a third, where the step compiled on a CPU shows two
+    "adamw_torch_8bit": Rule(store="int8", largest_fp32=3, torchao=True),
     "adamw_bnb_8bit": _BNB8,
     "adamw_8bit": _BNB8,
     "paged_adamw_32bit": Rule(store="fp32", paged=True),

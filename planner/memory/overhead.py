@@ -20,7 +20,7 @@ from planner.training import ZERO, TrainingSetup
 from planner.units import MIB
 
 # Engines whose training step is transformers' and peft's own code, traced operation by operation.
-TRACED_ENGINES = frozenset({"llamafactory", "transformers", "trl", "embedded", "axolotl"})
+TRACED_ENGINES = frozenset({"llamafactory", "transformers", "transformers-pure", "trl", "embedded", "axolotl"})
 # cuBLAS keeps one workspace per handle and stream, two in a training step (forward and autograd threads):
 # 4096 KiB x 2 + 16 KiB x 8 before Hopper, 32 MiB from Hopper on. Source: aten/src/ATen/cuda/CublasHandlePool.cpp.
 WORKSPACES = 2
