@@ -5,7 +5,7 @@ A reading that the driver refuses is None in its place and one line under ``refu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -167,3 +167,63 @@ def _text(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return list(value) if isinstance(value, tuple) else value
+
+
+class MemoryMeter:
+    """Memory of some GPUs, asked again and again in one conversation: what a run's watch needs each second.
+
+    ``devices`` are indices or UUIDs as CUDA_VISIBLE_DEVICES takes them. Without a driver every reading is empty.
+    """
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        self._asking: _Asking | None = None
+        self._handles: list[tuple[int, Any]] = []
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except Exception:  # no binding, no library or no driver: there is nothing to read
+            return
+        self._asking = _Asking(pynvml)
+        self._handles = [(number, handle) for number, handle in map(self._find, devices) if handle is not None]
+
+    def _find(self, device: str) -> tuple[int, Any]:
+        asking = self._asking
+        if asking is None:
+            return -1, None
+        nvml = asking.nvml
+        if device.isdigit():
+            return int(device), asking.quietly(lambda: nvml.nvmlDeviceGetHandleByIndex(int(device)))
+        handle = asking.quietly(lambda: nvml.nvmlDeviceGetHandleByUUID(device))
+        index = asking.quietly(lambda: nvml.nvmlDeviceGetIndex(handle)) if handle is not None else None
+        return (-1 if index is None else int(index)), handle
+
+    def read(self) -> list[Answer]:
+        """Index, name and bytes of each GPU now; a reading that is refused is None in its place."""
+        asking = self._asking
+        if asking is None:
+            return []
+        asking.refused.clear()
+        return [
+            {
+                "index": index,
+                "name": asking.quietly(lambda handle=handle: asking.nvml.nvmlDeviceGetName(handle)),  # type: ignore[misc]
+                **asking.memory(f"gpu {index}", handle),
+            }
+            for index, handle in self._handles
+        ]
+
+    def holders(self) -> list[Answer]:
+        """Processes that hold memory on these GPUs: pid, name and bytes as far as the driver tells."""
+        asking = self._asking
+        if asking is None:
+            return []
+        return [
+            each for index, handle in self._handles for each in asking.processes(f"gpu {index}", handle) or []
+        ]
+
+    def close(self) -> None:
+        """End the conversation."""
+        if self._asking is not None:
+            self._asking.quietly(self._asking.nvml.nvmlShutdown)
+            self._asking = None

@@ -1,0 +1,341 @@
+"""Exit status, log and circumstances -> what ended an attempt, and what to do next. Pure."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from planner.run.oom import Oom, find_oom
+from planner.run.records import Diagnosis
+from planner.units import MIB, show_gib
+
+# A neighbour counts from here: contexts of monitoring tools hold less.
+NEIGHBOUR_BYTES = 256 * MIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known when an attempt has ended. ``lines`` are the remarkable and the last lines of its output.
+
+    ``exit_status`` is negative for a signal. ``oom_kills`` counts the kernel's kills in the job's control group during
+    the attempt, None where it cannot be read. ``sick_losses``: logged losses in a row that are no number.
+    """
+
+    exit_status: int | None
+    lines: Sequence[str]
+    stopped: bool = False
+    stalled_minutes: float | None = None
+    sick_losses: int = 0
+    oom_kills: int | None = None
+    disk_free_bytes: int | None = None
+    neighbours: tuple[str, ...] = ()
+    folder: str = ""
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One kind of failure: a pattern of the log, what it means, what to do. ``{0}`` ... are the pattern's groups."""
+
+    kind: str
+    pattern: str
+    cause: str
+    next_step: str
+
+
+_GPU_IS_THERE = "give the run that GPU alone, or plan again with the memory that is free now"
+
+_CASES = (
+    _Case(
+        "disk_full",
+        r"\[Errno 28\] No space left on device(?:: '([^']*)')?|No space left on device|"
+        r"\[Errno 122\] Disk quota exceeded|\[Errno 27\] File too large|"
+        r"PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+",
+        "a file could not be written: the disk is full, or a quota or file size limit is reached",
+        "make room (older checkpoints, or save_total_limit), then run it again: it resumes from the last whole "
+        "checkpoint",
+    ),
+    _Case(
+        "host_oom",
+        r"DefaultCPUAllocator: (?:can't|not enough memory).*?allocate (\d+) bytes|^\s*MemoryError\b|"
+        r"Cannot allocate memory|DataLoader worker .*killed by signal: Killed|std::bad_alloc",
+        "the host ran out of memory",
+        "lower preprocessing_num_workers and dataloader_num_workers, leave offload out, or add host memory; "
+        "`plan probe` shows what there is",
+    ),
+    _Case(
+        "port_taken",
+        r"EADDRINUSE|[Aa]ddress already in use|port: (\d+).*(?:in use|failed to bind)",
+        "the port of the rendezvous is taken by another program",
+        "end that program, or set MASTER_PORT to a free port",
+    ),
+    _Case(
+        "missing_package",
+        r"No module named '([\w.]+)'|The '([\w.\-\[\]]+[^']*)' distribution was not found|"
+        r"PackageNotFoundError: ([\w.\-]+)|requires the ([\w\-]+) (?:library|package)|"
+        r"ImportError: .*?`?pip install ([\w\-]+)",
+        "a package that the configuration needs is not installed: {0}",
+        "install it in the engine's environment: pip install {0}",
+    ),
+)
+
+_LATER_CASES = (
+    _Case(
+        "nccl_timeout",
+        r"Watchdog caught collective operation timeout.*?OpType=(\w+)|"
+        r"Timed out waiting \d+ms for (?:recv|send) operation|collective operation timeout",
+        "a collective operation between the GPUs ran into its timeout: one rank did not come",
+        "look in the log for the rank that is missing; a longer ddp_timeout helps where a rank was merely slow",
+    ),
+    _Case(
+        "nccl",
+        r"ncclUnhandledCudaError|ncclSystemError|ncclInternalError|ncclRemoteError|ncclInvalidUsage|NCCL error in|"
+        r"NCCL Error \d|NCCL WARN .*(?:fail|Error)|DistBackendError|gloo.*(?:Connection|timed out|failed)|"
+        r"Connection closed by peer|Connection reset by peer",
+        "the GPUs could not talk to each other",
+        "NCCL_DEBUG=INFO in the environment makes NCCL say why",
+    ),
+    _Case(
+        "bad_data",
+        r"(DatasetGenerationError|ArrowInvalid|JSONDecodeError|pyarrow\.lib\.\w+|Cannot find valid samples[^\n]*|"
+        r"Undefined dataset [^\n]*|Cannot open data file [^\n]*|KeyError: '(?:instruction|output|messages|"
+        r"conversations|prompt|chosen|rejected|text)'|UnicodeDecodeError[^\n]*)",
+        "the data could not be read: {0}",
+        "compare the file with dataset_info.json beside train.yaml, and look at the line that the log names",
+    ),
+    _Case(
+        "missing_model",
+        r"(We couldn't connect to '[^']*'|is not a local folder and is not a valid model identifier|"
+        r"Failed to load tokenizer|does not appear to have a file named [^\n]*|401 Client Error|GatedRepoError)",
+        "the model could not be loaded: {0}",
+        "download it first (hf download <model>), name a local folder as --model, or set HF_TOKEN for a gated model",
+    ),
+    _Case(
+        "bad_config",
+        r"(Some keys are not used by the HfArgumentParser: [^\n]*|Template [^\n]* does not exist|"
+        r"Output directory [^\n]*already exists and is not empty[^\n]*|Your setup doesn't support bf16/gpu[^\n]*)",
+        "the engine refused the configuration: {0}",
+        "change what it names in the plan's folder and run it again",
+    ),
+    _Case(
+        "cuda_error",
+        r"(CUDA error: (?!out of memory)[^\n]*|Xid \(|device-side assert triggered|uncorrectable ECC error)",
+        "the GPU reported an error: {0}",
+        "`nvidia-smi -q` and the kernel's log (dmesg) say whether the card is broken; CUDA_LAUNCH_BLOCKING=1 shows "
+        "which operation it was",
+    ),
+)
+
+_ROOT_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)\s*\(pid: (\d+)\)")
+_SIGNAL_EXIT = re.compile(r"[Ss]ignal (\d+) \((SIG\w+)\) received by PID (\d+)")
+_ERROR_LINE = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt|Warning: FATAL)\b.*)$")
+
+
+def diagnose(evidence: Evidence) -> Diagnosis | None:
+    """What ended the attempt; None where it ended well. The first cause counts, not what followed from it."""
+    if evidence.stopped:
+        return _stopped(evidence)
+    if evidence.stalled_minutes is not None:
+        return _hung(evidence)
+    if evidence.sick_losses:
+        return _not_a_number(evidence)
+    if evidence.exit_status == 0:
+        return None
+    looks: tuple[Callable[[Evidence], Diagnosis | None], ...] = (
+        _cuda_oom,
+        _killed_for_memory,
+        lambda each: _by_case(each, _CASES),
+        _killed,
+        lambda each: _by_case(each, _LATER_CASES),
+    )
+    return next((found for look in looks if (found := look(evidence)) is not None), None) or _unknown(evidence)
+
+
+def _stopped(evidence: Evidence) -> Diagnosis:
+    return Diagnosis(kind="stopped", cause="it was stopped, as asked", next_step="")
+
+
+def _hung(evidence: Evidence) -> Diagnosis:
+    minutes = evidence.stalled_minutes or 0.0
+    where = "before the first step" if evidence.step is None else f"after step {evidence.step}"
+    waits = find_line(evidence.lines, r"NCCL|gloo|barrier|Timeout") or ""
+    said = f"; its last words about it: {waits}" if waits else ""
+    return Diagnosis(
+        kind="hung",
+        cause=f"nothing has moved for {minutes:.3g} minutes, {where}: it was taken for hung and ended{said}",
+        next_step="look at the end of its log; where a step, an evaluation or a download honestly takes that long, say "
+        "so with --stall-minutes; NCCL_DEBUG=INFO shows whether ranks wait for each other",
+        facts={"minutes": minutes, "step": evidence.step},
+    )
+
+
+def _not_a_number(evidence: Evidence) -> Diagnosis:
+    return Diagnosis(
+        kind="nan_loss",
+        cause=f"the loss is no number any more ({evidence.sick_losses} logged steps in a row), so nothing is learnt",
+        next_step="resume from a checkpoint before it with a lower learning_rate; under fp16 choose bf16 where the GPU "
+        "has it; and look for samples without an answer",
+        facts={"step": evidence.step},
+    )
+
+
+def _cuda_oom(evidence: Evidence) -> Diagnosis | None:
+    oom = find_oom(evidence.lines)
+    if oom is None:
+        return None
+    facts = asdict(oom) | {"wanted_bytes": oom.wanted_bytes, "others_bytes": oom.others_bytes}
+    if _is_neighbours_fault(oom):
+        who = f" ({', '.join(evidence.neighbours)})" if evidence.neighbours else ""
+        cause = (
+            f"another program{who} holds {show_gib(oom.others_bytes or 0)} of GPU {oom.gpu}, and the "
+            f"{show_gib(oom.requested_bytes or 0)} that this run wanted were not free"
+        )
+        return Diagnosis(kind="neighbour", cause=cause, next_step=_GPU_IS_THERE, facts=facts)
+    return Diagnosis(
+        kind="cuda_oom",
+        cause=f"{_place(oom)} ran out of memory{_moment(oom)}{_figures(oom)}",
+        next_step="a smaller micro batch, checkpointing or shorter sequences; `plan fit` says what would do",
+        facts=facts,
+    )
+
+
+def _is_neighbours_fault(oom: Oom) -> bool:
+    """Without what others hold, the allocation would have gone through."""
+    others, missing = oom.others_bytes, oom.missing_bytes
+    return others is not None and missing is not None and others >= max(NEIGHBOUR_BYTES, missing)
+
+
+def _place(oom: Oom) -> str:
+    gpu = "a GPU" if oom.gpu is None else f"GPU {oom.gpu}"
+    return gpu if oom.rank is None else f"{gpu} (rank {oom.rank})"
+
+
+def _moment(oom: Oom) -> str:
+    words = {
+        "load": "while the model was loaded",
+        "forward": "in the forward pass",
+        "loss": "at the loss",
+        "backward": "in the backward pass",
+        "optimizer": "in the optimizer's step",
+        "eval": "in evaluation",
+        "save": "while saving",
+    }
+    return f" {words[oom.phase]}" if oom.phase else ""
+
+
+def _figures(oom: Oom) -> str:
+    if oom.requested_bytes is None:
+        return ""
+    free = "" if oom.free_bytes is None else f", {show_gib(oom.free_bytes)} were free"
+    held = "" if oom.own_bytes is None else f" and it held {show_gib(oom.own_bytes)}"
+    return f": it asked for {show_gib(oom.requested_bytes)} more{free}{held}"
+
+
+def _killed_for_memory(evidence: Evidence) -> Diagnosis | None:
+    if not evidence.oom_kills:
+        return None
+    return Diagnosis(
+        kind="host_oom",
+        cause="the kernel killed a process of the run because host memory (or its control group's limit) was used up",
+        next_step="lower preprocessing_num_workers and dataloader_num_workers, leave offload out, or raise the limit; "
+        "`plan probe` shows what there is",
+        facts={"oom_kills": evidence.oom_kills},
+    )
+
+
+def _killed(evidence: Evidence) -> Diagnosis | None:
+    """A signal from outside: as the launcher's own end, or as the root cause that torchrun names."""
+    number, pid = _signal_of(evidence)
+    if number is None:
+        return None
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    who = f"process {pid}" if pid else "the launcher"
+    if number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT):
+        cause, then = f"{who} crashed ({name})", "this is a fault of a compiled library: its name is near the log's end"
+        if number == signal.SIGBUS:
+            then = "shared memory is too small for the data loader's workers: give the container a larger --shm-size"
+        return Diagnosis(kind="crashed", cause=cause, next_step=then, facts={"signal": number, "pid": pid})
+    told = "; the kernel's counter shows no kill for memory" if evidence.oom_kills == 0 else ""
+    return Diagnosis(
+        kind="killed",
+        cause=f"{who} was ended from outside ({name}){told}",
+        next_step="the kernel's log (dmesg) or the scheduler says who did it; run it again to resume",
+        facts={"signal": number, "pid": pid},
+    )
+
+
+def _signal_of(evidence: Evidence) -> tuple[int | None, int | None]:
+    for line in evidence.lines:
+        root = _ROOT_EXIT.search(line)
+        if root and int(root[1]) < 0:
+            return -int(root[1]), int(root[2])
+    for line in evidence.lines:
+        told = _SIGNAL_EXIT.search(line)
+        if told:
+            return int(told[1]), int(told[3])
+    status = evidence.exit_status
+    if status is not None and status < 0:
+        return -status, None
+    return (status - 128, None) if status in (128 + 9, 128 + 15, 128 + 11, 128 + 6, 128 + 7) else (None, None)
+
+
+def _by_case(evidence: Evidence, cases: Sequence[_Case]) -> Diagnosis | None:
+    for case in cases:
+        for line in evidence.lines:
+            found = re.search(case.pattern, line)
+            if found is None:
+                continue
+            what = next((group for group in found.groups() if group), "") or found[0]
+            facts = {"line": line.strip()[:300], "what": what}
+            if case.kind == "disk_full" and evidence.disk_free_bytes is not None:
+                facts["disk_free_bytes"] = str(evidence.disk_free_bytes)
+            return Diagnosis(
+                kind=case.kind,
+                cause=case.cause.format(what),
+                next_step=case.next_step.format(_package(what) if case.kind == "missing_package" else what),
+                facts=facts,
+            )
+    return None
+
+
+def _package(name: str) -> str:
+    """What pip calls a module; a requirement such as ``bitsandbytes>=0.39.0`` in quotes, for the shell."""
+    known = {
+        "flash_attn": "flash-attn",
+        "liger_kernel": "liger-kernel",
+        "yaml": "pyyaml",
+        "apollo_torch": "apollo-torch",
+    }
+    name = known.get(name.split(".")[0], name)
+    return f"'{name}'" if re.search(r"[<>=\[]", name) else name.split(".")[0]
+
+
+def _unknown(evidence: Evidence) -> Diagnosis:
+    last = find_line(evidence.lines, _ERROR_LINE.pattern)
+    said = f": {last}" if last else " and its log names no error"
+    status = "without a status" if evidence.exit_status is None else f"with status {evidence.exit_status}"
+    return Diagnosis(
+        kind="unknown",
+        cause=f"the engine ended {status}{said}",
+        next_step="the whole output is in the run's log; what failed stands above its last lines",
+        facts={"exit_status": evidence.exit_status},
+    )
+
+
+def find_line(lines: Sequence[str], pattern: str) -> str | None:
+    """The last line that matches, trimmed to a readable length."""
+    for line in reversed(lines):
+        if re.search(pattern, line):
+            return line.strip()[:300]
+    return None
+
+
+REMARKABLE = re.compile(
+    rb"Error|error:|Exception|Traceback|out of memory|exitcode|Signal|NCCL WARN|Watchdog|No space left|Killed|"
+    rb"not found|couldn't connect|Undefined dataset|  File \"|ALLOC_FAILED|failed|OutOfMemory"
+)

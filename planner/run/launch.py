@@ -1,0 +1,141 @@
+"""EDGE: start the engine in a session of its own, and end all of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from planner.errors import PlannerError
+from planner.run.logs import Pump, RotatingLog, Tail
+from planner.run.processes import (
+    MARKER,
+    TERM_GRACE_S,
+    descendants,
+    living,
+    mark_of,
+    marked,
+    stop_everything,
+)
+from planner.run.records import ProcessMark
+from planner.run.surroundings import secrets_of
+
+DEEP_LOOK_S = 10.0
+DRAIN_S = 5.0
+
+
+class Engine:
+    """One running engine with everything that it started."""
+
+    def __init__(self, process: subprocess.Popen[bytes], run_id: str, pump: Pump) -> None:
+        self.leader: ProcessMark | None = mark_of(process.pid)
+        self._process = process
+        self._run_id = run_id
+        self._pump = pump
+        self._known: set[ProcessMark] = {self.leader} if self.leader else set()
+        self._deep_at = 0.0
+
+    @property
+    def tail(self) -> Tail:
+        """What it printed last."""
+        return self._pump.tail
+
+    @property
+    def printed_bytes(self) -> int:
+        """How much it printed so far."""
+        return self._pump.read_bytes
+
+    def poll(self) -> int | None:
+        """The launcher's exit status (negative for a signal), None while it runs."""
+        return self._process.poll()
+
+    def wait(self, seconds: float) -> None:
+        """Until the launcher ends, or so long."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
+    def processes(self) -> tuple[ProcessMark, ...]:
+        """All processes of the run that live; every ten seconds those are looked for that were left to init."""
+        if self.leader is not None:
+            self._known.update(descendants(self.leader))
+        if time.monotonic() >= self._deep_at:
+            self._known.update(marked(self._run_id))
+            self._deep_at = time.monotonic() + DEEP_LOOK_S
+        self._known = set(living(self._known))
+        return tuple(sorted(self._known))
+
+    def stop(self, *, grace_s: float = TERM_GRACE_S, hurry: Callable[[], bool] = lambda: False) -> list[ProcessMark]:
+        """End everything; what could not be ended comes back. Safe to call when all has ended by itself."""
+        left = stop_everything(self.leader, self._everything, grace_s=grace_s, hurry=hurry)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        self._pump.join(DRAIN_S)
+        return left
+
+    def _everything(self) -> set[ProcessMark]:
+        self._process.poll()  # a launcher that ended is reaped, so that it does not count as alive
+        return {*self.processes(), *marked(self._run_id)}
+
+
+def start(
+    words: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    run_id: str,
+    log: Path,
+    seen: Callable[[bytes], None],
+) -> Engine:
+    """Start ``words`` with exactly that environment; stdout and stderr go to ``log``, whole lines to ``seen`` too.
+
+    Raises PlannerError where the program cannot be started.
+    """
+    reading, writing = os.pipe()
+    try:
+        process = subprocess.Popen(  # noqa: S603 - words of our own launchers, no shell
+            list(words),
+            cwd=cwd,
+            env={**environment, MARKER: run_id},
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=writing,
+            start_new_session=True,
+            close_fds=True,
+        )
+    except OSError as problem:
+        os.close(reading)
+        reason = (problem.strerror or str(problem)).lower()
+        raise CannotStartError(f"{words[0]} cannot be started: {reason}") from None
+    finally:
+        os.close(writing)
+    pump = Pump(reading, RotatingLog(log), seen, secrets_of(environment))
+    pump.start()
+    return Engine(process, run_id, pump)
+
+
+class CannotStartError(PlannerError):
+    """The engine's program could not be started at all."""
+
+    exit_code = 4
+
+
+def clean_up(run_id: str, recorded: Sequence[ProcessMark], *, grace_s: float = TERM_GRACE_S) -> list[ProcessMark]:
+    """End what a run left behind whose planner was killed: everything recorded or marked. Returns what was found."""
+    found = sorted({*living(recorded), *marked(run_id)})
+    if found:
+        leaders = [mark for mark in found if _is_leader_of_several(mark, found)]
+        leader = leaders[0] if leaders else None
+        stop_everything(leader, lambda: {*living(recorded), *marked(run_id)}, grace_s=grace_s)
+    return found
+
+
+def _is_leader_of_several(mark: ProcessMark, others: Sequence[ProcessMark]) -> bool:
+    """The launcher's group: whoever shares it with another is the launcher and torchrun, not a worker."""
+    groups = []
+    for other in others:
+        with suppress(ProcessLookupError):
+            groups.append(os.getpgid(other.pid))
+    return groups.count(mark.pid) > 1

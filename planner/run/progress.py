@@ -1,0 +1,137 @@
+"""What an engine says about its progress -> Progress. Pure: lines in, records out.
+
+``trainer_log.jsonl`` is LLaMA-Factory's (LogCallback, 0.9.5) and the embedded engine's; plain transformers and TRL
+print a Python dict a log step (values are strings since transformers 5), and tqdm's bar counts the steps.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from planner.run.records import LOSSES_KEPT, Progress
+from planner.units import GIB
+
+_DICT = re.compile(rb"\{'[^{}\r\n]*'[^{}\r\n]*\}")
+_BAR = re.compile(rb"(\d+)/(\d+) \[[0-9:?]+<")
+_KNOWN = ("loss", "eval_loss", "learning_rate", "epoch", "grad_norm", "train_loss")
+_MOST = re.compile(rb'"max_memory_allocated_bytes": (\d+)')
+NON_FINITE_IN_A_ROW = 3
+
+
+@dataclass
+class Tracker:
+    """Gathers progress; ``marks`` counts signs of life, ``sick`` logged losses in a row that are no number."""
+
+    now: Progress = field(default_factory=Progress)
+    marks: int = 0
+    sick: int = 0
+    first_step: int | None = None
+    has_log: bool = False
+    _first: tuple[int, float] | None = None
+    _bar: tuple[int, int] | None = None
+
+    def log_line(self, text: str, at: float) -> dict[str, Any] | None:
+        """One line of trainer_log.jsonl; None where it is none (half a line, or something else)."""
+        try:
+            entry = json.loads(text)
+        except ValueError:
+            return None
+        if not isinstance(entry, dict) or not isinstance(entry.get("current_steps"), int):
+            return None
+        if not self.has_log:  # what was printed of the same steps would count twice
+            self.has_log, self.now, self.sick = True, replace(self.now, losses=()), 0
+        self._step(entry["current_steps"], entry.get("total_steps"), at)
+        self._values(entry)
+        return entry
+
+    def output(self, chunk: bytes, at: float) -> list[dict[str, Any]]:
+        """Whole lines of the engine's output: dicts that it printed, and the newest state of its bar."""
+        found = [entry for entry in map(_printed, _DICT.findall(chunk)) if entry]
+        for entry in found:
+            self.marks += 1
+            if not self.has_log:
+                self._values(entry)
+        most = _MOST.findall(chunk)
+        if most:
+            self.now = replace(self.now, allocated_bytes=_most(int(most[-1]), self.now.allocated_bytes))
+        bars = _BAR.findall(chunk)
+        if bars:
+            self._count(int(bars[-1][0]), int(bars[-1][1]), at)
+        return found
+
+    def _count(self, done: int, of: int, at: float) -> None:
+        """A bar counts steps where it has as many as the run; others (data, shards, evaluation) are signs of life."""
+        if (done, of) != self._bar:
+            self.marks += 1
+            self._bar = (done, of)
+        if self.now.total_steps is not None and of == self.now.total_steps:
+            self._step(done, of, at)
+
+    def _step(self, step: int, total: Any, at: float) -> None:
+        if self.now.step is not None and step <= self.now.step:
+            return
+        self.marks += 1
+        self.first_step = step if self.first_step is None else self.first_step
+        if self._first is None:
+            self._first = (step, at)
+        known = total if isinstance(total, int) else self.now.total_steps
+        self.now = replace(self.now, step=step, total_steps=known, seconds_per_step=self._pace(step, at))
+
+    def _pace(self, step: int, at: float) -> float | None:
+        if self._first is None or step <= self._first[0] or at <= self._first[1]:
+            return self.now.seconds_per_step
+        return (at - self._first[1]) / (step - self._first[0])
+
+    def _values(self, entry: dict[str, Any]) -> None:
+        now = self.now
+        loss = _number(entry.get("loss"))
+        self.now = replace(
+            now,
+            loss=now.loss if loss is None else loss,
+            losses=now.losses if loss is None or not math.isfinite(loss) else (*now.losses, loss)[-LOSSES_KEPT:],
+            eval_loss=_first_of(_number(entry.get("eval_loss")), now.eval_loss),
+            learning_rate=_first_of(_number(entry.get("lr", entry.get("learning_rate"))), now.learning_rate),
+            epoch=_first_of(_number(entry.get("epoch")), now.epoch),
+            tokens_per_s=_first_of(_number(entry.get("throughput")), now.tokens_per_s),
+            allocated_bytes=_most(_gib(entry.get("vram_allocated")), now.allocated_bytes),
+            reserved_bytes=_most(_gib(entry.get("vram_reserved")), now.reserved_bytes),
+        )
+        if loss is not None:
+            self.sick = 0 if math.isfinite(loss) else self.sick + 1
+
+
+def _printed(text: bytes) -> dict[str, Any] | None:
+    """A dict as transformers prints it; other dicts in the output are none of ours."""
+    try:
+        entry = ast.literal_eval(
+            text.decode("utf-8", "replace").replace(": nan", ": 'nan'").replace(": inf", ": 'inf'")
+        )
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    is_ours = isinstance(entry, dict) and any(name in entry for name in _KNOWN)
+    return entry if is_ours else None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _first_of(new: float | None, old: float | None) -> float | None:
+    return old if new is None else new
+
+
+def _gib(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None or not math.isfinite(number) else int(number * GIB)
+
+
+def _most(new: int | None, old: int | None) -> int | None:
+    return max((each for each in (new, old) if each is not None), default=None)

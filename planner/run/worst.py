@@ -1,0 +1,107 @@
+"""The longest batch first: the plan's own files on made-up samples of full length, for two steps. Pure.
+
+Two steps, because the optimizer's states are there from the second one on; two micro batches a step where the plan
+accumulates, because gradients then live through the next forward pass; an evaluation batch and a save, because either
+may hold more than a step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from planner.emit.dataset import demo_source
+from planner.training import TrainingSetup
+
+TRAIN, EVAL = "vramplan_longest", "vramplan_longest_eval"
+STEPS = 2
+OUTPUT = "output"
+# Words of one letter and a space: no tokenizer makes fewer tokens of them than words.
+_WORDS = ("a", "b", "c", "d", "e", "f", "g", "h")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """Files of a folder beside the plan's, the settings that differ from the plan's, and the setup that this makes."""
+
+    files: dict[str, str]
+    overrides: dict[str, Any]
+    setup: TrainingSetup
+
+
+def rehearsal(setup: TrainingSetup, texts: Mapping[str, str], *, ranks: int) -> Rehearsal | None:
+    """The rehearsal of a setup whose trainer reads ``texts``; None for an engine that none is known for."""
+    settings = _SETTINGS.get(setup.engine)
+    if settings is None:
+        return None
+    accumulation = min(2, setup.gradient_accumulation_steps)
+    count = STEPS * accumulation * setup.micro_batch_size * ranks
+    files = dict(texts) | _data(setup, count, (setup.eval_micro_batch_size or 0) * ranks)
+    short = setup.but(gradient_accumulation_steps=accumulation)
+    return Rehearsal(files=files, overrides=settings(setup, accumulation), setup=short)
+
+
+def _data(setup: TrainingSetup, samples: int, held_out: int) -> dict[str, str]:
+    demo = demo_source(setup.stage)
+    entry = next(iter(demo.info.values()))
+    rows = json.loads(next(iter(demo.texts.values())))
+    long = [_stretched(row, setup.seq_len) for row in rows]
+    files = {}
+    info = {}
+    for name, count in ((TRAIN, samples), (EVAL, max(held_out, 1))):
+        file = f"data/{name}.json"
+        files[file] = json.dumps([long[number % len(long)] for number in range(count)])
+        info[name] = dict(entry) | {"file_name": file}
+    return files | {"dataset_info.json": json.dumps(info, indent=2)}
+
+
+def _stretched(row: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """A demo sample whose answers alone fill the length; questions stay short, so that there is something to learn."""
+    answers = {"output", "text", "chosen", "rejected"}
+    return {key: _long(tokens) if key in answers else value for key, value in row.items()}
+
+
+def _long(tokens: int) -> str:
+    return " ".join(_WORDS[number % len(_WORDS)] for number in range(tokens + 16))
+
+
+def _llamafactory(setup: TrainingSetup, accumulation: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "dataset_dir": ".",
+        "dataset": TRAIN,
+        "max_steps": STEPS,
+        "gradient_accumulation_steps": accumulation,
+        "logging_steps": 1,
+        "save_steps": STEPS,
+        "save_total_limit": 1,
+        "output_dir": OUTPUT,
+        "overwrite_output_dir": True,
+        "report_to": "none",
+    }
+    if setup.eval_micro_batch_size is not None:
+        settings |= {"val_size": 0.0, "eval_dataset": EVAL, "eval_strategy": "steps", "eval_steps": STEPS}
+    return settings
+
+
+def _transformers(setup: TrainingSetup, accumulation: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "data.dataset": TRAIN,
+        "arguments.max_steps": STEPS,
+        "arguments.gradient_accumulation_steps": accumulation,
+        "arguments.logging_steps": 1,
+        "arguments.save_steps": STEPS,
+        "arguments.save_total_limit": 1,
+        "arguments.output_dir": OUTPUT,
+        "arguments.report_to": "none",
+    }
+    if setup.eval_micro_batch_size is not None:
+        settings |= {"data.val_size": 0.0, "data.eval_dataset": EVAL, "arguments.eval_steps": STEPS}
+    return settings
+
+
+_SETTINGS: dict[str, Callable[[TrainingSetup, int], dict[str, Any]]] = {
+    "llamafactory": _llamafactory,
+    "transformers": _transformers,
+}
