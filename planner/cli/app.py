@@ -26,6 +26,11 @@ EXAMPLES = {
     "rungs": "plan rungs",
     "calibrate": "plan calibrate --python ~/train/bin/python",
     "history": "plan history --model 7B",
+    "run": "plan run plans/qwen2.5-7b-instruct-sft-qlora-3x20gb",
+    "runs": "plan runs",
+    "attach": "plan attach last",
+    "stop": "plan stop last",
+    "report": "plan report last",
 }
 
 
@@ -86,7 +91,9 @@ def build_app() -> typer.Typer:
     from planner.cli.commands.models import models_command
     from planner.cli.commands.plan import plan_command
     from planner.cli.commands.probe import probe_command
+    from planner.cli.commands.run import run_command
     from planner.cli.commands.rungs import rungs_command
+    from planner.cli.commands.runs import attach_command, report_command, runs_command, stop_command
 
     app = typer.Typer(cls=_Group, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(cls=_Group, invoke_without_command=True, help=_help(plan_command))(plan_command)
@@ -99,6 +106,11 @@ def build_app() -> typer.Typer:
         "rungs": rungs_command,
         "calibrate": calibrate_command,
         "history": history_command,
+        "run": run_command,
+        "runs": runs_command,
+        "attach": attach_command,
+        "stop": stop_command,
+        "report": report_command,
     }
     for name, command in commands.items():
         app.command(name, cls=_Command, help=_help(command))(command)

@@ -22,6 +22,7 @@ HELD = "What is held in memory, and how"
 SHARDING = "Several GPUs and offload"
 ENGINE = "Engine and versions"
 OUTPUT = "Output"
+RUNNING = "The run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +148,24 @@ ESTIMATE_FLAGS: tuple[Flag, ...] = (
     ENGINE_FLAG,
     Flag(name="from", value="FILE.jsonl", panel=OUTPUT, help="one setup a line; the other flags are its defaults"),
     JSON,
+)
+
+RUN_FLAGS: tuple[Flag, ...] = (
+    Flag(
+        name="python", value="PATH", panel=RUNNING, help="the Python that has the engine (default: this one, then PATH)"
+    ),
+    Flag(
+        name="set", value="KEY=VALUE", panel=RUNNING, repeat=True, help="one setting of the engine changed for this run"
+    ),
+    Flag(
+        name="env", value="NAMES", panel=RUNNING, repeat=True, help="variables to pass on beside those a trainer uses"
+    ),
+    Flag(name="detach", value=None, panel=RUNNING, help="go on without this terminal; see plan runs, attach, stop"),
+    Flag(name="retries", value="N", panel=RUNNING, help="attempts to heal the run (default: 3)"),
+    Flag(name="stall_minutes", value="N", panel=RUNNING, help="no progress for so long is a hung run (default: 30)"),
+    Flag(name="skip_worst_case", value=None, panel=RUNNING, help="do not try the longest batch before the training"),
+    Flag(name="preflight_only", value=None, panel=RUNNING, help="look whether all is there, and start nothing"),
+    Flag(name="anyway", value=None, panel=RUNNING, help="start what is not expected to fit"),
 )
 
 Command = Callable[..., Any]

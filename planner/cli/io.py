@@ -21,6 +21,7 @@ _ASCII = str.maketrans(
         "×": "x", "→": "->", "–": "-", "—": "-", "…": "...", "·": "|", "≤": "<=", "≥": ">=", "✓": "+", "✗": "x",
         "█": "W", "▓": "G", "▒": "O", "░": "A", "▚": "L", "▞": "T", "≡": "C", "▪": "#", "╌": "-", "≈": "~", "±": "+-",
         "“": '"', "”": '"', "‘": "'", "’": "'", "▸": ">", "●": "*", "²": "2",
+        "▁": "_", "▂": ".", "▃": ":", "▄": "-", "▅": "=", "▆": "+", "▇": "*", "│": "|", "╎": "!",
     }
 )  # fmt: skip
 
@@ -110,6 +111,11 @@ def _console(stream: TextIO) -> Console:
     speaks_unicode = (stream.encoding or "utf-8").lower().startswith("utf")
     target: Any = stream if speaks_unicode else _Plain(stream)
     return Quiet(file=target, highlight=False, soft_wrap=False)
+
+
+def result_console() -> Console:
+    """The console of stdout, for a screen that is drawn again and again."""
+    return _console(sys.stdout)
 
 
 def say(text: str) -> None:

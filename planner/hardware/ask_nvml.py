@@ -218,9 +218,7 @@ class MemoryMeter:
         asking = self._asking
         if asking is None:
             return []
-        return [
-            each for index, handle in self._handles for each in asking.processes(f"gpu {index}", handle) or []
-        ]
+        return [each for index, handle in self._handles for each in asking.processes(f"gpu {index}", handle) or []]
 
     def close(self) -> None:
         """End the conversation."""

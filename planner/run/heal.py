@@ -37,7 +37,10 @@ class GiveUp:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What the decision rests on. ``estimate`` is of ``setup``; ``environment`` what was set for healing so far."""
+    """What the decision rests on. ``estimate`` is of ``setup``; ``environment`` what was set for healing so far.
+
+    ``room_bytes`` is the capacity that an earlier error left to plan with.
+    """
 
     plan: Plan
     setup: TrainingSetup
@@ -48,6 +51,7 @@ class Situation:
     has_checkpoint: bool
     consent: Collection[str]
     peak_bytes: int | None = None
+    room_bytes: int | None = None
     free_port: int | None = None
 
 
@@ -78,10 +82,11 @@ def _more_room(diagnosis: Diagnosis, case: Situation) -> Change | GiveUp:
         needed_bytes=case.estimate.required_bytes,
         expected_bytes=case.estimate.allocated_bytes + case.estimate.context_bytes,
     )  # fmt: skip
+    capacity = min(capacity, case.room_bytes or capacity)
     found = next_setup(case.plan, case.setup, capacity, consent=case.consent, has_checkpoint=case.has_checkpoint)
     if found is None:
         return _nothing_left(diagnosis, case, capacity)
-    sentence = f"{diagnosis.cause}; next: {difference(case.setup, found)}, effective batch and seed unchanged"
+    sentence = f"{diagnosis.cause}; effective batch and seed stay; next: {difference(case.setup, found)}"
     return Change(setup=found, sentence=sentence, capacity_bytes=capacity)
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from planner.errors import PlannerError
 from planner.run.job import Job
 from planner.run.page import page
 from planner.run.records import RunState
@@ -52,10 +53,13 @@ def remember_observation(state: RunState, job: Job, report: dict[str, Any]) -> s
     if not any(told.values()):
         return "nothing was measured that could be compared: no GPU was seen"
     try:
-        observation = importlib.import_module("planner.calibrate.observation")
-        store = importlib.import_module("planner.calibrate.store")
+        observation, place, store = (
+            importlib.import_module(f"planner.calibrate.{name}") for name in ("observation", "place", "store")
+        )
     except ImportError:
         return "this installation keeps no history"
+    if not place.is_wanted():
+        return "history is switched off (VRAMPLAN_HISTORY)"
     record = observation.Observation(
         run_id=state.id,
         started_at=observation.now(),
@@ -70,9 +74,9 @@ def remember_observation(state: RunState, job: Job, report: dict[str, Any]) -> s
         versions=dict(job.plan.machine.software),
     )
     try:
-        store.add(record)
-    except OSError as problem:
-        return f"the history cannot be written: {(problem.strerror or str(problem)).lower()}"
+        store.Store(path=place.store_path()).record(record)
+    except PlannerError as problem:
+        return f"the run is not in the history: {problem.sentence}"
     return None
 
 

@@ -72,7 +72,7 @@ def report_of(state: RunState, setup: Mapping[str, Any], points: Sequence[Point]
 
 
 def measured_of(state: RunState, points: Sequence[Point]) -> dict[str, Any]:
-    """Peaks of the worst GPU and rank; None for what nobody measured. ``phases`` are peaks of rehearsal and training."""
+    """Peaks of the worst GPU and rank; None for what nobody measured. ``phases``: of rehearsal and training."""
     before = {str(gpu.index): gpu.before_bytes or 0 for gpu in state.gpus}
     peaks = [gpu.peak_bytes - (gpu.before_bytes or 0) for gpu in state.gpus if gpu.peak_bytes is not None]
     return {

@@ -28,7 +28,7 @@ from planner.run.overrides import Changed, changed_between, target_of
 from planner.run.processes import MARKER, TERM_GRACE_S, mark_of
 from planner.run.progress import NON_FINITE_IN_A_ROW, Tracker
 from planner.run.read_plan import priced
-from planner.run.records import Attempt, Diagnosis, Prediction, Purpose, RunState, Status
+from planner.run.records import Attempt, Diagnosis, Prediction, Progress, Purpose, RunState, Status
 from planner.run.sample import GpuSampler, HostSampler, oom_kills
 from planner.run.state import LOG, RunFolder
 from planner.run.surroundings import redact, secrets_of, shown_command, shown_environment
@@ -64,6 +64,7 @@ class _Way:
     files: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     change: str = ""
+    room_bytes: int | None = None
 
 
 class Supervisor:
@@ -153,6 +154,7 @@ class Supervisor:
             has_checkpoint=last_whole(self.job.output) is not None,
             consent=self.options.consent,
             peak_bytes=max(used, default=None),
+            room_bytes=way.room_bytes,
             free_port=_free_port(),
         )
 
@@ -170,6 +172,7 @@ class Supervisor:
             files=files.files,
             environment={**way.environment, **decision.environment},
             change=decision.sentence,
+            room_bytes=decision.capacity_bytes or way.room_bytes,
         )
 
     def _files_for(self, setup: TrainingSetup) -> Changed:
@@ -283,7 +286,7 @@ class Supervisor:
         )
         self.folder.event("attempt", **asdict(attempt))
         status: Status = "rehearsing" if purpose == "rehearsal" else "running"
-        self._save(status=status, attempts=(*self.state.attempts, attempt))
+        self._save(status=status, attempts=(*self.state.attempts, attempt), progress=Progress())
 
     def _diagnose(self, watch: _Watch, engine: Engine, kills_before: int | None) -> Diagnosis | None:
         kills = oom_kills()
@@ -327,6 +330,7 @@ class Supervisor:
         )
         self._save(
             attempts=(*self.state.attempts[:-1], last),
+            progress=now,
             processes=tuple(left),
             checkpoint=None if checkpoint is None else str(checkpoint),
         )

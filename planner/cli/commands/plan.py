@@ -161,12 +161,17 @@ def _answer(plan: Plan, values: dict[str, Any]) -> int:
 def _write(plan: Plan, values: dict[str, Any]) -> Written | None:
     """The folder; None for an engine that no files can be written for, which is an error where --out asks for them."""
     from planner.cli.io import say
-    from planner.emit.folder import plan_files, plan_name
-    from planner.emit.write import write_folder
     from planner.targets import TARGETS
 
     if plan.request.engine not in TARGETS and not values["out"]:
         say(f"warning: nothing is written for engine {plan.request.engine}; files exist for {', '.join(TARGETS)}")
         return None
+    return written_folder(plan, values)
+
+
+def written_folder(plan: Plan, values: dict[str, Any]) -> Written:
+    """The plan's folder, written where --out says or under its own name."""
+    from planner.emit.folder import plan_files, plan_name
+    from planner.emit.write import write_folder
 
     return write_folder(plan_files(plan), values["out"], bool(values["force"]), name=plan_name(plan))

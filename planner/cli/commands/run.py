@@ -1,0 +1,286 @@
+"""``plan run``: plan or take a plan, look whether all is there, launch, watch, heal, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from planner.cli.flags import PLAN_FLAGS, RUN_FLAGS, comma_list, every, given, with_flags
+from planner.errors import (
+    EXIT_DOES_NOT_FIT,
+    EXIT_FITS,
+    EXIT_PREFLIGHT,
+    EXIT_UNCERTAIN,
+    InputError,
+    NothingFitsError,
+    PlannerError,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from planner.run.job import Job
+    from planner.run.records import Check, RunState
+    from planner.run.state import RunFolder
+    from planner.run.supervise import Options
+
+_OF_A_FOLDER = ("allow", "machine", "json")
+
+
+def _run(
+    ctx: typer.Context,
+    plan: Annotated[
+        str | None, typer.Argument(help="a plan's folder or its plan.json; without it the flags plan")
+    ] = None,
+    **values: Any,
+) -> int:
+    """Run a plan to its end, or say exactly why not: preflight, the longest batch first, watch, heal, report.
+
+    PLAN is a folder that `plan` wrote; files in it that were changed by hand are read back, priced and said first.
+    Without it the flags are those of `plan`, which plans and runs at once.
+
+    When memory runs out the planner takes the next rung that keeps what is learnt (--allow names others), and resumes
+    from the last checkpoint. Ctrl-C stops everything that was started and names the checkpoint.
+
+    Exit codes: 0 the run finished, 1 it does not fit, 2 bad input, 4 the job failed, 5 uncertain, 6 preflight failed,
+    130 interrupted.
+    """
+    values = every(values, (*PLAN_FLAGS, *RUN_FLAGS))
+    options = _options(values)
+    folder = _taken(plan, values) if plan is not None else _planned(values)
+    from planner.run.state import only_run
+
+    with only_run(folder, "its lock is held"):
+        return _run_folder(folder, values, options)
+
+
+run_command = with_flags(_run, (*RUN_FLAGS, *(flag for flag in PLAN_FLAGS if flag.name != "version")), hide_rare=True)
+
+
+def _options(values: dict[str, Any]) -> Options:
+    from planner.run.supervise import Options
+
+    return Options(
+        python=values["python"],
+        retries=_number(values["retries"], "--retries", 3, whole=True),
+        stall_minutes=_number(values["stall_minutes"], "--stall-minutes", 30),
+        skip_worst_case=bool(values["skip_worst_case"]),
+        consent=comma_list(values["allow"]),
+        names=tuple(sorted(comma_list(values["env"]))),
+    )
+
+
+def _number(text: str | None, place: str, default: float, *, whole: bool = False) -> Any:
+    if text is None:
+        return default
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 1e9 or (not whole and number == 0):
+        raise InputError(f"{place} {shown(text)} is not a number to use: write one such as {default:g}")
+    return number
+
+
+def _taken(plan: str, values: dict[str, Any]) -> Path:
+    """The named folder; flags that would plan something else are refused."""
+    from planner.run.read_plan import folder_of
+
+    stated = [name for name in given(values, PLAN_FLAGS) if name not in _OF_A_FOLDER]
+    if stated:
+        flag = "--" + stated[0].replace("_", "-")
+        raise InputError(f"{flag} plans anew, and {plan!r} is a plan already: give one of them")
+    return folder_of(plan)
+
+
+def _planned(values: dict[str, Any]) -> Path:
+    """Plan as `plan` does and write the folder. Raises NothingFitsError, InputError."""
+    from planner.cli.commands.plan import refuse_misfits, request_from, written_folder
+    from planner.cli.io import say
+    from planner.hardware.load import load_machine
+    from planner.model.catalogue import resolve
+    from planner.plan.make import make_plan
+
+    request = request_from(values)
+    spec = resolve(request.model)
+    machine = load_machine(gpus=values["gpus"], ram=values["ram"], machine_file=values["machine"])
+    refuse_misfits(request, spec)
+    made = make_plan(request, spec, machine)
+    if made.chosen is None:
+        raise NothingFitsError(
+            "nothing that is allowed fits, so there is nothing to run", hint=next(iter(made.remedies), None)
+        )
+    written = written_folder(made, values)
+    say(f"planned: {made.reasons[0] if made.reasons else made.chosen.setup.method}")
+    say(f"folder:  {written.folder}")
+    return written.folder.resolve()
+
+
+def _run_folder(folder: Path, values: dict[str, Any], options: Options) -> int:
+    """Everything that happens while the plan's folder is this process's own."""
+    import os
+
+    from planner.cli.io import say
+    from planner.run.job import load_job
+    from planner.run.overrides import parse_settings
+    from planner.run.recover import recover_all
+
+    for sentence in recover_all(folder):
+        say(f"warning: {sentence}")
+    job = load_job(folder, parse_settings(tuple(values["set"] or ())), machine=_machine(values))
+    for sentence in (*job.edits, *job.warnings):
+        say(f"note: {sentence}")
+    refused = _judge(job, anyway=bool(values["anyway"]), rehearses=not options.skip_worst_case)
+    if refused is not None:
+        raise refused
+    checks = _preflight(job, options)
+    if values["preflight_only"] or any(check.status == "failed" for check in checks):
+        return _tell_checks(checks, values)
+    _say_checks(checks)
+    return _start(job, options, values, dict(os.environ))
+
+
+def _machine(values: dict[str, Any]) -> Any:
+    from planner.hardware.load import load_machine
+
+    return load_machine(gpus=None, ram=None, machine_file=values["machine"]) if values["machine"] else None
+
+
+class UncertainError(PlannerError):
+    """It may fit: nothing is started unasked."""
+
+    exit_code = EXIT_UNCERTAIN
+
+
+class DoesNotFitError(PlannerError):
+    """What the folder's files state does not fit."""
+
+    exit_code = EXIT_DOES_NOT_FIT
+
+
+def _judge(job: Job, *, anyway: bool, rehearses: bool) -> PlannerError | None:
+    """Whether what the files state may be started; an uncertain one only where its longest batch is tried first."""
+    from planner.cli.io import say
+    from planner.units import show_gib
+
+    estimate = job.estimate
+    capacity = estimate.capacity_bytes or 0
+    need = f"{show_gib(estimate.required_bytes)} of {show_gib(capacity)} a GPU are required"
+    if estimate.verdict == "does_not_fit" and not anyway:
+        return DoesNotFitError(f"this does not fit: {need}", hint="--anyway starts it all the same")
+    if estimate.verdict == "uncertain" and not (anyway or rehearses):
+        return UncertainError(
+            f"it is uncertain that this fits: {need}", hint="leave --skip-worst-case out, or add --anyway"
+        )
+    if estimate.verdict == "uncertain":
+        say(f"warning: it is uncertain that this fits: {need}; the longest batch is tried first")
+    else:
+        say(f"priced: {need}")
+    return None
+
+
+def _preflight(job: Job, options: Options) -> list[Check]:
+    from planner.hardware.probe import probe
+    from planner.run.preflight import preflight
+
+    return preflight(job.plan, probe(job.folder), options.python, job=job)
+
+
+def _tell_checks(checks: list[Check], values: dict[str, Any]) -> int:
+    """The list as the answer: on request, or because something failed."""
+    from dataclasses import asdict
+
+    from planner.cli.io import screen, write_out
+
+    failed = [check for check in checks if check.status == "failed"]
+    if values["json"]:
+        from planner.cli.jsonout import document
+
+        write_out(document({"checks": [asdict(check) for check in checks]}))
+    else:
+        from planner.cli.show_checks import checks_table
+
+        screen(checks_table(checks))
+    return EXIT_PREFLIGHT if failed else EXIT_FITS
+
+
+def _say_checks(checks: list[Check]) -> None:
+    from planner.cli.io import say
+
+    warned = [check for check in checks if check.status == "warned"]
+    say(f"preflight: {len(checks) - len(warned)} passed" + (f", {len(warned)} warned" if warned else ""))
+    for check in warned:
+        say(f"warning: {check.sentence}" + (f"; {check.remedy}" if check.remedy else ""))
+
+
+def _start(job: Job, options: Options, values: dict[str, Any], environment: dict[str, str]) -> int:
+    from planner.cli.io import say
+    from planner.run.state import new_run, remember
+
+    folder = new_run(job.folder)
+    warning = remember(folder)
+    if warning:
+        say(f"warning: {warning}")
+    if values["detach"]:
+        return _detached(job, folder, options, values, environment)
+    from planner.cli.live import showing
+
+    with showing(quiet=bool(values["json"])) as show:
+        state = _supervise(job, folder, options, environment, show)
+    return _finish(job, folder, state, values)
+
+
+def _supervise(
+    job: Job, folder: RunFolder, options: Options, environment: dict[str, str], show: Callable[[RunState], None]
+) -> RunState:
+    from planner.run.supervise import Supervisor
+
+    return Supervisor(job, folder, options, show, environment).run()
+
+
+def _finish(job: Job, folder: RunFolder, state: RunState, values: dict[str, Any]) -> int:
+    """The report, on disk, in the history and on the screen."""
+    from planner.cli.io import say, screen, write_out
+    from planner.run.learn import PAGE, remember_observation, write_report
+
+    report, problem = write_report(folder, state, job)
+    unkept = remember_observation(state, job, report)
+    if values["json"]:
+        from planner.cli.jsonout import document
+
+        write_out(document(report))
+    else:
+        from planner.cli.show_run import report_screen
+
+        screen("", report_screen(report, None if problem else str(folder / PAGE)))
+    for warning in (problem, folder.problem, unkept):
+        if warning:
+            say(f"note: {warning}")
+    return state.exit_code or 0
+
+
+def _detached(
+    job: Job, folder: RunFolder, options: Options, values: dict[str, Any], environment: dict[str, str]
+) -> int:
+    """Supervise in a process of its own; say how it is reached."""
+    from planner.cli.io import screen, write_out
+    from planner.run.detach import detach
+
+    def work() -> int:
+        state = _supervise(job, folder, options, environment, lambda _: None)
+        return _finish(job, folder, state, {**values, "json": False})
+
+    detach(work, folder / "supervisor.log")
+    if values["json"]:
+        from planner.cli.jsonout import document
+
+        write_out(document({"run": folder.id, "folder": str(folder.path), "detached": True}))
+    else:
+        screen(
+            f"run {folder.id} goes on without this terminal",
+            f"  plan attach {folder.id}   shows it",
+            f"  plan stop {folder.id}     ends it",
+        )
+    return EXIT_FITS
