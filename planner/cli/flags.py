@@ -165,7 +165,7 @@ RUN_FLAGS: tuple[Flag, ...] = (
     Flag(name="stall_minutes", value="N", panel=RUNNING, help="no progress for so long is a hung run (default: 30)"),
     Flag(name="skip_worst_case", value=None, panel=RUNNING, help="do not try the longest batch before the training"),
     Flag(name="preflight_only", value=None, panel=RUNNING, help="look whether all is there, and start nothing"),
-    Flag(name="anyway", value=None, panel=RUNNING, help="start what is not expected to fit"),
+    Flag(name="anyway", value=None, panel=RUNNING, help="start although it is not expected to fit, or a check failed"),
 )
 
 Command = Callable[..., Any]

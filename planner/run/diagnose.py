@@ -335,7 +335,9 @@ def find_line(lines: Sequence[str], pattern: str) -> str | None:
     return None
 
 
-REMARKABLE = re.compile(
-    rb"Error|error:|Exception|Traceback|out of memory|exitcode|Signal|NCCL WARN|Watchdog|No space left|Killed|"
-    rb"not found|couldn't connect|Undefined dataset|  File \"|ALLOC_FAILED|failed|OutOfMemory"
-)
+# Lines with one of these are kept however many others come after them; plain words, since floods are searched too.
+REMARKABLE = (
+    b"Error", b"error:", b"Exception", b"Traceback", b"out of memory", b"exitcode", b"Signal", b"NCCL WARN",
+    b"Watchdog", b"No space left", b"Killed", b"not found", b"couldn't connect", b"Undefined dataset", b'  File "',
+    b"ALLOC_FAILED", b"failed", b"killed",
+)  # fmt: skip

@@ -82,15 +82,22 @@ class Tail:
         self._first_errors: list[tuple[int, bytes]] = []
         self._count = 0
 
-    def add(self, line: bytes) -> None:
-        """One line without its end."""
-        self._count += 1
-        numbered = (self._count, line[:LONGEST_LINE])
-        self._last.append(numbered)
-        if REMARKABLE.search(line):
-            self._remarkable.append(numbered)
-            if len(self._first_errors) < REMARKABLE_LINES:
-                self._first_errors.append(numbered)
+    def add(self, text: bytes) -> None:
+        r"""Whole lines; ``\r`` ends one too."""
+        lines = [line for line in text.replace(b"\r", b"\n").split(b"\n") if line]
+        first = self._count + 1
+        self._count += len(lines)
+        if any(word in text for word in REMARKABLE):
+            for number, line in enumerate(lines, start=first):
+                if any(word in line for word in REMARKABLE):
+                    self._note((number, line[:LONGEST_LINE]))
+        for number, line in enumerate(lines[-TAIL_LINES:], start=self._count + 1 - min(len(lines), TAIL_LINES)):
+            self._last.append((number, line[:LONGEST_LINE]))
+
+    def _note(self, numbered: tuple[int, bytes]) -> None:
+        self._remarkable.append(numbered)
+        if len(self._first_errors) < REMARKABLE_LINES:
+            self._first_errors.append(numbered)
 
     def lines(self) -> list[str]:
         """All that is kept, in the order it was printed."""
@@ -140,7 +147,5 @@ class Pump(threading.Thread):
             return
         whole = redact_bytes(whole, self._secrets)
         self._log.write(whole)
-        for line in whole.replace(b"\r", b"\n").split(b"\n"):
-            if line:
-                self.tail.add(line)
+        self.tail.add(whole)
         self._seen(whole)

@@ -59,7 +59,7 @@ class Tracker:
         most = _MOST.findall(chunk)
         if most:
             self.now = replace(self.now, allocated_bytes=_most(int(most[-1]), self.now.allocated_bytes))
-        bars = _BAR.findall(chunk)
+        bars = _BAR.findall(chunk) if b"it/s" in chunk or b"s/it" in chunk else []
         if bars:
             self._count(int(bars[-1][0]), int(bars[-1][1]), at)
         return found

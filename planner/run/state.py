@@ -27,12 +27,16 @@ RUNS = "runs"
 STATE, EVENTS, SAMPLES, LOG, STOP, REPORT = (
     "state.json", "events.jsonl", "samples.jsonl", "log", "stop", "report.json",
 )  # fmt: skip
+RESERVE, RESERVED_BYTES = ".reserve", 256 << 10
 # A sample a second at first; the more there are, the rarer they become, so that a month stays a few megabytes.
 SAMPLES_AT_FULL_RATE = 3600
 
 
 class RunFolder:
-    """Where one run keeps what it knows. Writing never raises: a full disk must not end a training."""
+    """Where one run keeps what it knows. Writing never raises: a full disk must not end a training.
+
+    A little room is reserved for the last words: on a full disk it is given up to write how the run ended.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,15 +55,32 @@ class RunFolder:
     def save(self, state: RunState) -> None:
         """Replace ``state.json`` at once; the old one stays where there is no room for the new."""
         text = json.dumps({"format": FORMAT} | asdict(state), ensure_ascii=False, indent=1)
+        problem = self._replace(text)
+        if problem is not None and not state.is_active:
+            self.give_up_reserve()
+            problem = self._replace(text)
+        self.problem = problem and f"{self.path / STATE} cannot be written: {problem}"
+
+    def _replace(self, text: str) -> str | None:
         building = self.path / f".{STATE}.{os.getpid()}"
         try:
             building.write_text(text, encoding="utf-8")
             building.replace(self.path / STATE)
-            self.problem = None
         except OSError as problem:
-            self.problem = f"{self.path / STATE} cannot be written: {(problem.strerror or str(problem)).lower()}"
             with suppress(OSError):
                 building.unlink(missing_ok=True)
+            return (problem.strerror or str(problem)).lower()
+        return None
+
+    def reserve(self) -> None:
+        """Take the room for the last words."""
+        with suppress(OSError):
+            (self.path / RESERVE).write_bytes(b"\0" * RESERVED_BYTES)
+
+    def give_up_reserve(self) -> None:
+        """Let go of it; the run is at its end."""
+        with suppress(OSError):
+            (self.path / RESERVE).unlink(missing_ok=True)
 
     def event(self, kind: str, **values: Any) -> None:
         """One line of ``events.jsonl``: when, what, and its values (secrets hidden by the caller)."""

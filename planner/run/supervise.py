@@ -96,6 +96,7 @@ class Supervisor:
         """To the end, whatever it is; the state says which, with the exit code."""
         gc.enable()  # the commands switch it off for their short lives
         with _stopped_by_signals(self._on_signal):
+            self.folder.reserve()
             self._save()
             self.folder.event("started", folder=str(self.job.folder), engine=self.job.engine, pid=os.getpid())
             try:
@@ -104,6 +105,7 @@ class Supervisor:
                 self._end("failed", problem.exit_code, problem.sentence, problem.hint or "")
             finally:
                 self._meter.close()
+                self.folder.give_up_reserve()
                 if self.state.is_active:  # an exception of ours: nothing may look as if it were still running
                     self._end("failed", EXIT_JOB_FAILED, "the planner itself failed", "")
         return self.state
@@ -359,6 +361,7 @@ class Supervisor:
         return f"resume with: plan run {shlex.quote(_from_here(self.job.folder))}"
 
     def _end(self, status: Status, code: int, message: str, next_step: str) -> None:
+        self.folder.give_up_reserve()
         self.folder.event("ended", status=status, exit_code=code, message=message)
         self._save(
             status=status, exit_code=code, message=redact(message, self._secrets), next_step=next_step,

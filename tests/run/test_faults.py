@@ -157,7 +157,7 @@ def test_a_full_disk_is_said_and_the_cut_off_checkpoint_is_set_aside(desk: Desk,
         pytest.skip("no file system can be mounted here")
     try:
         folder = desk.plan(name="small/plan")
-        code = run_limited(desk, folder, fake={"kind": "write", "at": 6, "megabytes": 64})
+        code = run_limited(desk, folder, fake={"kind": "write", "at": 6, "megabytes": 64}, extra=("--anyway",))
         assert code == 4
         found = desk.state(folder).attempts[-1].diagnosis
         assert found is not None
@@ -166,7 +166,7 @@ def test_a_full_disk_is_said_and_the_cut_off_checkpoint_is_set_aside(desk: Desk,
         half = folder / "output" / "checkpoint-8"
         half.mkdir()
         (half / "model.safetensors").write_bytes(b"w")
-        assert desk.run(folder, "--skip-worst-case") == 0
+        assert desk.run(folder, "--skip-worst-case", "--anyway") == 0
         assert desk.state(folder).attempts[0].first_step == 5
         assert (folder / "output" / "checkpoint-8.incomplete").is_dir()
     finally:

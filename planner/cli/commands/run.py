@@ -136,7 +136,8 @@ def _run_folder(folder: Path, values: dict[str, Any], options: Options) -> int:
     if refused is not None:
         raise refused
     checks = _preflight(job, options)
-    if values["preflight_only"] or any(check.status == "failed" for check in checks):
+    failed = any(check.status == "failed" for check in checks)
+    if values["preflight_only"] or (failed and not values["anyway"]):
         return _tell_checks(checks, values)
     _say_checks(checks)
     return _start(job, options, values, dict(os.environ))
@@ -209,7 +210,7 @@ def _tell_checks(checks: list[Check], values: dict[str, Any]) -> int:
 def _say_checks(checks: list[Check]) -> None:
     from planner.cli.io import say
 
-    warned = [check for check in checks if check.status == "warned"]
+    warned = [check for check in checks if check.status != "passed"]
     say(f"preflight: {len(checks) - len(warned)} passed" + (f", {len(warned)} warned" if warned else ""))
     for check in warned:
         say(f"warning: {check.sentence}" + (f"; {check.remedy}" if check.remedy else ""))
