@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 
 from planner.run.oom import Oom, find_oom
 from planner.run.records import Diagnosis
-from planner.units import MIB, show_gib
+from planner.units import GIB, MIB, show_gib
 
-# A neighbour counts from here: contexts of monitoring tools hold less.
+# A neighbour counts from here, where torch names it: contexts of monitoring tools hold less.
 NEIGHBOUR_BYTES = 256 * MIB
+# Where it names nobody (a container hides processes), the driver's own share and displays are among the rest.
+NAMELESS_BYTES = 1 * GIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ _CASES = (
     _Case(
         "missing_package",
         r"No module named '([\w.]+)'|The '([\w.\-\[\]]+[^']*)' distribution was not found|"
-        r"PackageNotFoundError: ([\w.\-]+)|requires the ([\w\-]+) (?:library|package)|"
+        r"PackageNotFoundError: (?!No package)([\w.\-]+)|requires the ([\w\-]+) (?:library|package)|"
         r"ImportError: .*?`?pip install ([\w\-]+)",
         "a package that the configuration needs is not installed: {0}",
         "install it in the engine's environment: pip install {0}",
@@ -128,8 +130,12 @@ _LATER_CASES = (
     ),
 )
 
+# Of these only an exception's own line counts: libraries warn of what they can do without in the same words.
+_RAISED = frozenset({"missing_package", "bad_data", "missing_model", "bad_config"})
+_EXCEPTION = re.compile(r"^(?:\[\w*:?rank\d+\]:\s*)?[\w.]*(?:Error|Exception|NotFound)\b")
+_ROOT = re.compile(r"Root Cause \(first observed failure\)")
 _ROOT_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)\s*\(pid: (\d+)\)")
-_SIGNAL_EXIT = re.compile(r"[Ss]ignal (\d+) \((SIG\w+)\) received by PID (\d+)")
+_WORKER_EXIT = re.compile(r"failed \(exitcode: (-?\d+)\).*?\(pid: (\d+)\)")
 _ERROR_LINE = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt|Warning: FATAL)\b.*)$")
 
 
@@ -204,7 +210,9 @@ def _cuda_oom(evidence: Evidence) -> Diagnosis | None:
 def _is_neighbours_fault(oom: Oom) -> bool:
     """Without what others hold, the allocation would have gone through."""
     others, missing = oom.others_bytes, oom.missing_bytes
-    return others is not None and missing is not None and others >= max(NEIGHBOUR_BYTES, missing)
+    if others is None or missing is None:
+        return False
+    return max(oom.named_bytes, others if others >= NAMELESS_BYTES else 0) >= max(NEIGHBOUR_BYTES, missing)
 
 
 def _place(oom: Oom) -> str:
@@ -270,25 +278,35 @@ def _killed(evidence: Evidence) -> Diagnosis | None:
 
 
 def _signal_of(evidence: Evidence) -> tuple[int | None, int | None]:
-    for line in evidence.lines:
-        root = _ROOT_EXIT.search(line)
-        if root and int(root[1]) < 0:
-            return -int(root[1]), int(root[2])
-    for line in evidence.lines:
-        told = _SIGNAL_EXIT.search(line)
-        if told:
-            return int(told[1]), int(told[3])
+    """The signal and the process that it hit: torchrun's root cause, else the launcher's own status.
+
+    The other ranks, which torchrun then ends with SIGTERM, stand before the root cause and say nothing.
+    """
+    named = _root_exit(evidence.lines)
+    if named is not None:
+        return (-named[0], named[1]) if named[0] < 0 else (None, None)
     status = evidence.exit_status
     if status is not None and status < 0:
         return -status, None
     return (status - 128, None) if status in (128 + 9, 128 + 15, 128 + 11, 128 + 6, 128 + 7) else (None, None)
 
 
+def _root_exit(lines: Sequence[str]) -> tuple[int, int] | None:
+    start = next((number for number, line in enumerate(lines) if _ROOT.search(line)), None)
+    if start is not None:
+        for line in lines[start:]:
+            found = _ROOT_EXIT.search(line)
+            if found:
+                return int(found[1]), int(found[2])
+    told = next((found for line in lines if (found := _WORKER_EXIT.search(line))), None)
+    return (int(told[1]), int(told[2])) if told else None
+
+
 def _by_case(evidence: Evidence, cases: Sequence[_Case]) -> Diagnosis | None:
     for case in cases:
         for line in evidence.lines:
             found = re.search(case.pattern, line)
-            if found is None:
+            if found is None or (case.kind in _RAISED and not _EXCEPTION.match(line)):
                 continue
             what = next((group for group in found.groups() if group), "") or found[0]
             facts = {"line": line.strip()[:300], "what": what}
@@ -337,7 +355,7 @@ def find_line(lines: Sequence[str], pattern: str) -> str | None:
 
 # Lines with one of these are kept however many others come after them; plain words, since floods are searched too.
 REMARKABLE = (
-    b"Error", b"error:", b"Exception", b"Traceback", b"out of memory", b"exitcode", b"Signal", b"NCCL WARN",
-    b"Watchdog", b"No space left", b"Killed", b"not found", b"couldn't connect", b"Undefined dataset", b'  File "',
+    b"Error", b"error:", b"Root Cause", b"Exception", b"Traceback", b"out of memory", b"exitcode", b"Signal",
+    b"NCCL WARN", b"Watchdog", b"No space left", b"Killed", b"not found", b"couldn't connect", b"Undefined dataset", b'  File "',
     b"ALLOC_FAILED", b"failed", b"killed",
 )  # fmt: skip

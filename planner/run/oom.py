@@ -28,6 +28,7 @@ _FIELDS = {
     "allocated_bytes": (rf"{_AMOUNT} is allocated by PyTorch", rf"{_AMOUNT} already allocated"),
     "unallocated_bytes": (rf"{_AMOUNT} is reserved by PyTorch but unallocated",),
 }
+_NAMED = re.compile(rf"Process \d+ has {_AMOUNT} memory in use")
 _GPU = re.compile(r"GPU (\d+)(?: has a total|;)")
 # Newest first in a traceback's words: which part of a step the frames belong to.
 _PHASES = (
@@ -43,7 +44,10 @@ _PHASES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Oom:
-    """One CUDA out-of-memory error in bytes. ``own_bytes`` is all that the process held, context included."""
+    """One CUDA out-of-memory error in bytes. ``own_bytes`` is all that the process held, context included.
+
+    ``named_bytes`` is what the message says that other processes hold, by their numbers.
+    """
 
     rank: int | None
     gpu: int | None
@@ -54,6 +58,7 @@ class Oom:
     own_bytes: int | None
     allocated_bytes: int | None
     unallocated_bytes: int | None
+    named_bytes: int = 0
 
     @property
     def others_bytes(self) -> int | None:
@@ -88,6 +93,7 @@ def find_oom(lines: Sequence[str]) -> Oom | None:
         rank=int(rank[1]) if rank else None,
         gpu=int(gpu[1]) if gpu else None,
         phase=_phase(lines[:where], rank[0] if rank else None),
+        named_bytes=sum(int(float(size) * _SCALE[unit]) for size, unit in _NAMED.findall(stated)),
         **amounts,
     )
 

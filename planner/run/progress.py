@@ -129,8 +129,9 @@ def _first_of(new: float | None, old: float | None) -> float | None:
 
 
 def _gib(value: Any) -> int | None:
+    """Bytes of a peak in GiB; on a machine without a GPU it is logged as zero, which measures nothing."""
     number = _number(value)
-    return None if number is None or not math.isfinite(number) else int(number * GIB)
+    return int(number * GIB) if number is not None and math.isfinite(number) and number > 0 else None
 
 
 def _most(new: int | None, old: int | None) -> int | None:

@@ -1,0 +1,118 @@
+"""What true messages are taken for; `tests/run/messages` names where each was seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from planner.run.diagnose import Evidence, diagnose
+from planner.run.nccl import remedy_for
+from planner.run.oom import find_oom
+from planner.units import GIB, MIB
+
+MESSAGES = Path(__file__).with_name("messages")
+
+
+def lines(name: str) -> list[str]:
+    return (MESSAGES / f"{name}.txt").read_text(encoding="utf-8").splitlines()[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "told"),
+    [
+        (
+            "cuda_oom_new",
+            "cuda_oom",
+            "GPU 2 (rank 2) ran out of memory while the model was loaded: it asked for 4.2 GiB",
+        ),
+        ("cuda_oom_old", "cuda_oom", "it asked for 2.9 GiB more, 20 MiB were free"),
+        ("cuda_oom_2_1", "cuda_oom", "it asked for 32 MiB more, 42 MiB were free and it held 3.4 GiB"),
+        ("cuda_oom_neighbour", "neighbour", "another program (python 15367) holds 9.3 GiB of GPU 0"),
+        ("worker_sigkill", "killed", "process 28285 was ended from outside (SIGKILL)"),
+        ("gloo_timeout", "nccl_timeout", "timeout"),
+        ("cpu_allocator", "host_oom", "host ran out of memory"),
+        ("disk_full_torch_save", "disk_full", "the disk is full"),
+        ("disk_quota", "disk_full", "the disk is full"),
+        ("port_taken", "port_taken", "port"),
+        ("nccl_shm", "nccl", "could not talk"),
+        ("nccl_timeout", "nccl_timeout", "one rank did not come"),
+        ("missing_package", "missing_package", "bitsandbytes"),
+        ("unknown_dataset", "bad_data", "Undefined dataset nope"),
+        ("missing_model", "missing_model", "couldn't connect"),
+        ("bad_config", "bad_config", "lora_rnk"),
+        ("harmless_warning", "unknown", "0 active drivers"),
+    ],
+)
+def test_a_true_message(name: str, kind: str, told: str) -> None:
+    found = diagnose(Evidence(exit_status=1, lines=lines(name), neighbours=("python 15367",)))
+    assert found is not None
+    assert (found.kind, told in found.cause) == (kind, True), found.cause
+    assert found.next_step
+
+
+def test_every_message_is_put_to_the_test() -> None:
+    tested = {argument[0] for mark in test_a_true_message.pytestmark for argument in mark.args[1]}  # type: ignore[attr-defined]
+    assert {path.stem for path in MESSAGES.glob("*.txt")} == tested
+
+
+def test_the_figures_of_an_out_of_memory_error() -> None:
+    oom = find_oom(lines("cuda_oom_new"))
+    assert oom is not None
+    assert (oom.rank, oom.gpu, oom.phase) == (2, 2, "load")
+    assert oom.requested_bytes == int(4.22 * GIB)
+    assert oom.free_bytes == int(3.71 * GIB)
+    assert oom.total_bytes == int(15.69 * GIB)
+    assert oom.own_bytes == int(11.14 * GIB)
+    assert oom.unallocated_bytes == int(771.43 * MIB)
+    assert oom.wanted_bytes == oom.own_bytes + oom.requested_bytes
+    old = find_oom(lines("cuda_oom_old"))
+    assert old is not None
+    assert (old.allocated_bytes, old.own_bytes, old.phase) == (int(8.77 * GIB), None, None)
+
+
+@pytest.mark.parametrize(
+    ("frame", "phase"),
+    [
+        ("    self.accelerator.backward(loss, **kwargs)", "backward"),
+        ("    output = eval_loop = self.evaluation_loop(", "eval"),
+        ("    self.optimizer.step()", "optimizer"),
+        ("    loss = nn.functional.cross_entropy(source, target)", "loss"),
+        ("    self._save_checkpoint(model, trial)", "save"),
+    ],
+)
+def test_the_phase_is_read_from_the_traceback(frame: str, phase: str) -> None:
+    text = ["Traceback (most recent call last):", "  line in training_step", frame, *lines("cuda_oom_old")]
+    oom = find_oom(text)
+    assert oom is not None
+    assert oom.phase == phase
+
+
+def test_a_failure_of_memory_counts_before_what_followed_from_it() -> None:
+    both = [*lines("nccl_shm"), *lines("cuda_oom_old"), *lines("worker_sigkill")]
+    found = diagnose(Evidence(exit_status=1, lines=both))
+    assert found is not None
+    assert found.kind == "cuda_oom"
+
+
+def test_the_kernels_counter_tells_a_kill_for_memory_from_another() -> None:
+    said = lines("worker_sigkill")
+    kinds = [diagnose(Evidence(exit_status=1, lines=said, oom_kills=count)) for count in (1, 0, None)]
+    assert [found.kind if found else None for found in kinds] == ["host_oom", "killed", "killed"]
+    assert "no kill for memory" in kinds[1].cause  # type: ignore[union-attr]
+
+
+def test_a_good_end_is_no_failure_and_a_signal_is_one() -> None:
+    assert diagnose(Evidence(exit_status=0, lines=lines("nccl_shm"))) is None
+    crashed = diagnose(Evidence(exit_status=-11, lines=[]))
+    assert crashed is not None
+    assert (crashed.kind, "SIGSEGV" in crashed.cause) == ("crashed", True)
+
+
+def test_each_remedy_for_links_is_tried_once() -> None:
+    tried: dict[str, str] = {}
+    names = []
+    while (found := remedy_for(lines("nccl_shm"), tried)) is not None:
+        names += [name for name, _ in found.variables]
+        tried |= dict(found.variables)
+    assert names == ["NCCL_SHM_DISABLE", "NCCL_P2P_DISABLE"]

@@ -1,0 +1,142 @@
+"""`plan run` on the real engines: tiny models on the CPU, real torchrun, a real torch.OutOfMemoryError."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from planner.run.processes import marked
+from planner.run.records import RunState
+from planner.run.state import load_state, runs_of
+from tests.engine_python import Engine, engine_python
+
+pytestmark = pytest.mark.engines
+ROOT = Path(__file__).resolve().parents[2]
+MAKE_MODEL = ROOT / "tests" / "engines" / "scripts" / "make_tiny_model.py"
+LLAMAFACTORY = ("use_cpu=true", "logging_steps=1", "save_steps=2", "dataloader_pin_memory=false",
+                "enable_liger_kernel=false")  # fmt: skip
+SCRIPT = ("arguments.use_cpu=true", "arguments.logging_steps=1", "arguments.save_steps=2",
+          "arguments.use_liger_kernel=false")  # fmt: skip
+
+# Python imports this module at its start where it finds it: the trainer then runs out of memory as torch says it.
+OUT_OF_MEMORY = """
+import os, sys
+if "train" in sys.argv or any("train" in word for word in sys.argv):
+    import transformers
+    step = transformers.Trainer.training_step
+    def training_step(self, *words, **named):
+        if self.args.max_steps > 2 and self.state.global_step == 4 and self.args.per_device_train_batch_size > 4:
+            import torch
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.28 GiB of which "
+                "1.20 GiB is free. Including non-PyTorch memory, this process has 22.08 GiB memory in use. Of the "
+                "allocated memory 21.40 GiB is allocated by PyTorch, and 210.00 MiB is reserved by PyTorch but "
+                "unallocated."
+            )
+        return step(self, *words, **named)
+    transformers.Trainer.training_step = training_step
+"""
+
+
+class Place:
+    """A folder with a tiny model, and `plan` as a process of its own."""
+
+    def __init__(self, path: Path, python: Path) -> None:
+        self.path, self.python = path, python
+        self.model = path / "model"
+        engine = Engine(python)
+        done = engine.run(str(python), str(MAKE_MODEL), str(self.model), cwd=path)
+        assert done.returncode == 0, done.stderr
+        self.environment = engine.environment(PYTHONPATH=str(ROOT), VRAMPLAN_HOME=str(path / "home"))
+
+    def plan(self, name: str, *flags: str, gpus: int = 1) -> Path:
+        words = [sys.executable, "-m", "planner", "--gpus", f"{gpus}x24GB", "--model", str(self.model)]
+        words += ["--seq-len", "64", "--global-batch", "8", "--out", str(self.path / name), *flags]
+        done = subprocess.run(words, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return self.path / name
+
+    def start(self, folder: Path, settings: tuple[str, ...], *extra: str, **more: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "planner", "run", str(folder), "--python", str(self.python), *extra]
+        for setting in settings:
+            words += ["--set", setting]
+        return subprocess.Popen(
+            words, env=self.environment | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def run(self, folder: Path, settings: tuple[str, ...], *extra: str, **more: str) -> RunState:
+        going = self.start(folder, settings, *extra, **more)
+        out, err = going.communicate(timeout=280)
+        log = (runs_of(folder)[-1] / "log").read_text()[-3000:]
+        assert going.returncode == 0, out + err + log
+        return load_state(runs_of(folder)[-1])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("a place"), engine_python())
+
+
+def losses(folder: Path) -> list[int]:
+    entries = map(json.loads, (folder / "output" / "trainer_log.jsonl").read_text().splitlines())
+    return [entry["current_steps"] for entry in entries if "loss" in entry]
+
+
+def test_a_true_out_of_memory_error_heals_and_resumes(place: Place) -> None:
+    hook = place.path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(OUT_OF_MEMORY)
+    folder = place.plan("heals", "--method", "lora", "--micro-batch-size", "8")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["request"]["pinned"].pop("micro_batch_size")
+    (folder / "plan.json").write_text(json.dumps(plan))
+    path = f"{hook}{os.pathsep}{ROOT}"
+    state = place.run(folder, (*LLAMAFACTORY, "max_steps=6"), PYTHONPATH=path)
+    rehearsal, first, second = state.attempts
+    assert (rehearsal.purpose, rehearsal.last_step, rehearsal.diagnosis) == ("rehearsal", 2, None)
+    assert first.diagnosis is not None
+    assert first.diagnosis.kind == "cuda_oom"
+    assert first.diagnosis.facts["requested_bytes"] == 2 << 30
+    assert second.resumed_from is not None
+    assert second.resumed_from.endswith("checkpoint-4")
+    assert (second.first_step, second.last_step) == (5, 6)
+    assert second.micro_batch_size < 8
+    assert {first.effective_batch, second.effective_batch} == {8}
+    assert losses(folder) == [1, 2, 3, 4, 5, 6]
+
+
+def test_zero_2_on_two_processes(place: Place) -> None:
+    folder = place.plan("zero", "--method", "full", "--parallelism", "zero2", gpus=2)
+    state = place.run(folder, (*LLAMAFACTORY, "max_steps=2"), "--skip-worst-case")
+    assert state.progress.step == 2
+    assert (runs_of(folder)[0] / "report.html").exists()
+
+
+def test_ctrl_c_ends_torchrun_and_its_workers(place: Place) -> None:
+    folder = place.plan("stops", "--method", "lora", gpus=2)
+    going = place.start(folder, (*LLAMAFACTORY, "max_steps=5000"), "--skip-worst-case")
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (folder / "output" / "checkpoint-4").exists():
+        time.sleep(0.2)
+    run_id = runs_of(folder)[0].name
+    assert len(marked(run_id)) >= 4
+    going.send_signal(signal.SIGINT)
+    out, err = going.communicate(timeout=90)
+    assert going.returncode == 130, out + err
+    assert marked(run_id) == []
+    assert "checkpoint-" in load_state(runs_of(folder)[0]).message
+
+
+def test_the_transformers_script(place: Place) -> None:
+    folder = place.plan("script", "--method", "lora", "--engine", "transformers")
+    state = place.run(folder, (*SCRIPT, "arguments.max_steps=4"))
+    assert [attempt.purpose for attempt in state.attempts] == ["rehearsal", "training"]
+    assert state.progress.step == 4
+    assert state.progress.loss is not None
