@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SPARKS = "▁▂▃▄▅▆▇█"
-BAR_CELLS = 34
-SPARK_CELLS = 40
+BAR_CELLS = 24
+SPARK_CELLS = 24
 _WORDS = {
     "preparing": "getting ready",
     "rehearsing": "the longest batch first",

@@ -356,6 +356,7 @@ def find_line(lines: Sequence[str], pattern: str) -> str | None:
 # Lines with one of these are kept however many others come after them; plain words, since floods are searched too.
 REMARKABLE = (
     b"Error", b"error:", b"Root Cause", b"Exception", b"Traceback", b"out of memory", b"exitcode", b"Signal",
-    b"NCCL WARN", b"Watchdog", b"No space left", b"Killed", b"not found", b"couldn't connect", b"Undefined dataset", b'  File "',
+    b"NCCL WARN", b"Watchdog", b"No space left", b"Killed", b"not found", b"couldn't connect", b"Undefined dataset",
+    b'  File "',
     b"ALLOC_FAILED", b"failed", b"killed",
 )  # fmt: skip

@@ -9,12 +9,11 @@ from planner.memory.result import Estimate
 from planner.plan.plan import Plan
 from planner.run.nccl import remedy_for
 from planner.run.records import Diagnosis
-from planner.run.replan import LEARNT_FIELDS, Shortfall, lowered_capacity, next_setup
+from planner.run.replan import Shortfall, lowered_capacity, next_setup
 from planner.training import FIELD_NAMES, TrainingSetup
 from planner.units import show_gib
 
-NETWORK = frozenset({"nccl"})
-PORT_TRIES = 1
+LEARNT_FIELDS = ("method", "seq_len", "quantization_bit", "lora_rank", "param_dtype", "optim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +76,29 @@ def _more_room(diagnosis: Diagnosis, case: Situation) -> Change | GiveUp:
     total, others = facts.get("total_bytes"), facts.get("others_bytes")
     available = total - (others or 0) if total is not None else None
     wanted = max((each for each in (facts.get("wanted_bytes"), case.peak_bytes) if each), default=None)
-    capacity = lowered_capacity(
-        case.plan, case.setup, Shortfall(wanted_bytes=wanted, available_bytes=available),
-        needed_bytes=case.estimate.required_bytes,
-        expected_bytes=case.estimate.allocated_bytes + case.estimate.context_bytes,
-    )  # fmt: skip
+    shortfall = Shortfall(wanted_bytes=wanted, available_bytes=available)
+    capacity = lowered_capacity(case.plan.machine.smallest.capacity_bytes, case.estimate, shortfall)
     capacity = min(capacity, case.room_bytes or capacity)
-    found = next_setup(case.plan, case.setup, capacity, consent=case.consent, has_checkpoint=case.has_checkpoint)
+    found = _within(case, capacity) or _within(case, case.estimate.required_bytes - 1, leanest=True)
     if found is None:
         return _nothing_left(diagnosis, case, capacity)
-    sentence = f"{diagnosis.cause}; effective batch and seed stay; next: {difference(case.setup, found)}"
+    kept = "effective batch and seed stay"
+    if changes_what_is_learnt(case.setup, found):
+        kept += "; with your consent what is learnt changes"
+    sentence = f"{diagnosis.cause}; {kept}; next: {difference(case.setup, found)}"
     return Change(setup=found, sentence=sentence, capacity_bytes=capacity)
+
+
+def _within(case: Situation, capacity_bytes: int, *, leanest: bool = False) -> TrainingSetup | None:
+    """The search's next setup; where the evidence leaves no room at all, the leanest one is still worth an attempt."""
+    return next_setup(
+        case.plan,
+        case.setup,
+        capacity_bytes,
+        consent=case.consent,
+        has_checkpoint=case.has_checkpoint,
+        leanest=leanest,
+    )
 
 
 def _smaller_evaluation(diagnosis: Diagnosis, case: Situation) -> Change | None:
@@ -111,7 +122,7 @@ def _nothing_left(diagnosis: Diagnosis, case: Situation, capacity: int) -> GiveU
             )
     return GiveUp(
         reason=f"{diagnosis.cause}; no rung that keeps what is learnt fits {show_gib(capacity)} a GPU",
-        next_step="allow one that changes it, such as --allow qlora or --allow shorter-sequences, or take a larger GPU",
+        next_step="allow one that changes it, such as --allow qlora-nf4 or shorter-sequences, or take a larger GPU",
     )
 
 
@@ -145,5 +156,5 @@ def _word(value: object) -> str:
 
 
 def changes_what_is_learnt(before: TrainingSetup, after: TrainingSetup) -> bool:
-    """True where a resumed checkpoint would be of another training."""
-    return any(getattr(before, name) != getattr(after, name) for name in (*LEARNT_FIELDS, "seq_len", "stage"))
+    """True where the trained model will be another one than was planned."""
+    return any(getattr(before, name) != getattr(after, name) for name in LEARNT_FIELDS)

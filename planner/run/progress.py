@@ -34,6 +34,7 @@ class Tracker:
     has_log: bool = False
     _first: tuple[int, float] | None = None
     _bar: tuple[int, int] | None = None
+    _adopts: bool = False
 
     def log_line(self, text: str, at: float) -> dict[str, Any] | None:
         """One line of trainer_log.jsonl; None where it is none (half a line, or something else)."""
@@ -56,6 +57,7 @@ class Tracker:
             self.marks += 1
             if not self.has_log:
                 self._values(entry)
+                self._adopts = self.now.total_steps is None and "loss" in entry
         most = _MOST.findall(chunk)
         if most:
             self.now = replace(self.now, allocated_bytes=_most(int(most[-1]), self.now.allocated_bytes))
@@ -65,10 +67,15 @@ class Tracker:
         return found
 
     def _count(self, done: int, of: int, at: float) -> None:
-        """A bar counts steps where it has as many as the run; others (data, shards, evaluation) are signs of life."""
+        """A bar counts steps where it has as many as the run; others (data, shards, evaluation) are signs of life.
+
+        Where nobody says how many there are, it is the bar that goes on after a loss was printed.
+        """
         if (done, of) != self._bar:
             self.marks += 1
             self._bar = (done, of)
+        if self._adopts:
+            self._adopts, self.now = False, replace(self.now, total_steps=of)
         if self.now.total_steps is not None and of == self.now.total_steps:
             self._step(done, of, at)
 

@@ -6,11 +6,13 @@ fields may change depends on whether a checkpoint has to be read again.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.errors import PlannerError
+from planner.hardware.machine import Machine
+from planner.memory.result import Estimate
 from planner.plan.plan import Plan, Request
 from planner.search.rungs import load_ladder
 from planner.speed.estimate import data_ranks
@@ -25,10 +27,6 @@ STEP_FIELDS = frozenset(
 )  # fmt: skip
 # Where states and weights lie: the same training, in a checkpoint of another form.
 PLACE_FIELDS = frozenset({"parallelism", "offload"})
-# What a class of the ladder sets, with the user's consent.
-LEARNT_FIELDS = frozenset(
-    {"method", "quantization_bit", "param_dtype", "optim", "optimizer_in_backward", "lora_rank", "adapter_dtype"}
-)
 _NOT_PINNED = frozenset({"model", "stage", "engine", "gpus", "versions", "ds_config", "seq_len", "padded"})
 SAFETY = 0.97  # of the capacity that is left when a message states no figures
 
@@ -43,23 +41,21 @@ class Shortfall:
     available_bytes: int | None
 
 
-def lowered_capacity(plan: Plan, failed: TrainingSetup, shortfall: Shortfall, *, needed_bytes: int,
-                     expected_bytes: int) -> int:  # fmt: skip
-    """Capacity for the next search, in bytes of our own predictions.
+def lowered_capacity(capacity_bytes: int, price: Estimate, shortfall: Shortfall) -> int:
+    """Capacity for the next search, in bytes of our own predictions. ``price`` is the failed setup's.
 
-    The failed setup took at least ``wanted`` where ``expected_bytes`` (allocated and context) were predicted: every
-    prediction is taken to be too low by that factor, so the real capacity shrinks by it. In any case what the failed
-    setup was predicted to need is out of reach.
+    The setup held at least ``wanted`` bytes, context included, where ``price`` says allocated and context: what every
+    setup allocates is taken to be too low by the same factor, so that the room beside the context shrinks by it. In
+    any case what the failed setup was predicted to need is out of reach.
     """
-    capacity = plan.machine.smallest.capacity_bytes
-    available = min(capacity, shortfall.available_bytes or capacity)
-    factor = 1.0
-    if shortfall.wanted_bytes and expected_bytes:
-        factor = max(1.0, shortfall.wanted_bytes / expected_bytes)
-    lowered = int(available / factor)
+    available = min(capacity_bytes, shortfall.available_bytes or capacity_bytes)
+    context = price.context_bytes
     if shortfall.wanted_bytes is None:
-        lowered = int(lowered * SAFETY)
-    return max(1, min(lowered, needed_bytes - 1))
+        lowered = int(available * SAFETY)
+    else:
+        factor = max(1.0, (shortfall.wanted_bytes - context) / max(1, price.allocated_bytes))
+        lowered = context + int((available - context) / factor)
+    return max(1, min(lowered, price.required_bytes - 1))
 
 
 def next_setup(
@@ -69,59 +65,71 @@ def next_setup(
     *,
     consent: Collection[str],
     has_checkpoint: bool,
+    leanest: bool = False,
 ) -> TrainingSetup | None:
     """The next rung that fits within ``capacity_bytes`` and keeps what is learnt; None where there is none.
 
     ``consent`` holds ids of rungs that may change what is learnt; they count only while nothing has been learnt yet.
+    ``leanest``: the one that takes least instead of the fastest.
     """
-    from planner.plan.make import make_plan
-
-    consented = frozenset() if has_checkpoint else _learning_rungs(consent)
     gpus = tuple(replace(gpu, capacity_bytes=min(gpu.capacity_bytes, capacity_bytes)) for gpu in plan.machine.gpus)
     machine = replace(plan.machine, gpus=gpus)
-    request = _request(plan, failed, frozenset(consent), consented, has_checkpoint)
+    asked = frozenset() if has_checkpoint else frozenset(consent)
+    for changes in ({}, *_class_changes(asked, failed)):
+        free = _free(asked, has_checkpoint) | frozenset(changes)
+        request = _request(plan, failed, asked, free, changes)
+        found = _search(replace(request, objective="memory") if leanest else request, plan, machine)
+        if found is not None and found != failed:
+            return failed.but(**{name: getattr(found, name) for name in free})
+    return None
+
+
+def _search(request: Request, plan: Plan, machine: Machine) -> TrainingSetup | None:
+    from planner.plan.make import make_plan
+
     try:
         found = make_plan(request, plan.model, machine)
     except PlannerError:
         return None
-    if found.verdict != "fits" or found.chosen is None:
-        return None
-    setup = found.chosen.setup
-    return None if setup == failed else _kept(setup, failed, free=_free(consented, has_checkpoint))
+    return found.chosen.setup if found.verdict == "fits" and found.chosen is not None else None
 
 
-def _learning_rungs(consent: Collection[str]) -> frozenset[str]:
-    return frozenset(
-        rung.id for rung in load_ladder() if rung.id in consent and (rung.is_class or rung.steps == "seq_len")
-    )
+def _class_changes(consent: Collection[str], failed: TrainingSetup) -> Iterator[dict[str, Any]]:
+    """What each consented class of the ladder would change in what is learnt, in the ladder's order."""
+    for rung in load_ladder():
+        if rung.id in consent and rung.is_class and not rung.in_setup(failed):
+            yield dict(rung.changes)
 
 
-def _free(consented: Collection[str], has_checkpoint: bool) -> frozenset[str]:
-    free = STEP_FIELDS if has_checkpoint else STEP_FIELDS | PLACE_FIELDS
-    return free | LEARNT_FIELDS | {"seq_len"} if consented else free
+def _free(consent: Collection[str], has_checkpoint: bool) -> frozenset[str]:
+    if has_checkpoint:
+        return STEP_FIELDS
+    shorter = any(rung.id in consent and rung.steps == "seq_len" for rung in load_ladder())
+    return STEP_FIELDS | PLACE_FIELDS | ({"seq_len"} if shorter else frozenset())
 
 
 def _request(
-    plan: Plan, failed: TrainingSetup, allow: frozenset[str], consented: frozenset[str], has_checkpoint: bool
+    plan: Plan, failed: TrainingSetup, consent: frozenset[str], free: Collection[str], changes: Mapping[str, Any]
 ) -> Request:
-    """The first request again, with everything fixed that must stay as it is."""
-    free = _free(consented, has_checkpoint) | _NOT_PINNED
+    """The first request again, with everything fixed that must stay as it is, and a consented class's own changes."""
     pinned: dict[str, Any] = {
-        name: getattr(failed, name) for name in FIELD_NAMES if name not in free and getattr(failed, name) is not None
+        name: getattr(failed, name)
+        for name in FIELD_NAMES
+        if name not in free and name not in _NOT_PINNED and getattr(failed, name) is not None
     }
     pinned = {name: value for name, value in pinned.items() if name in plan.request.pinned or _is_stated(name, value)}
     if failed.eval_micro_batch_size is not None:
         pinned["eval_micro_batch_size"] = failed.eval_micro_batch_size
+    pinned |= changes
     batch = failed.micro_batch_size * failed.gradient_accumulation_steps * data_ranks(failed, plan.machine)
     return replace(
         plan.request,
-        method=None if consented else failed.method,
+        method=pinned.pop("method", failed.method),
         seq_len=failed.seq_len,
         global_batch=batch,
-        objective=plan.request.objective,
-        allow=plan.request.allow | allow,
+        allow=plan.request.allow | consent,
         require=frozenset(),
-        pinned={name: value for name, value in pinned.items() if name != "method"},
+        pinned=pinned,
     )
 
 
@@ -131,8 +139,3 @@ def _is_stated(name: str, value: Any) -> bool:
     movable = {"parallelism", "offload", "optim", "param_dtype", "quantization_bit", "packing", "compute_dtype",
                "optimizer_in_backward", "torch_compile", "unsloth", "adapter_dtype"}  # fmt: skip
     return value != default or name in movable
-
-
-def _kept(setup: TrainingSetup, failed: TrainingSetup, *, free: Collection[str]) -> TrainingSetup:
-    """The found setup with every field that must not change as the failed one had it."""
-    return failed.but(**{name: getattr(setup, name) for name in free})

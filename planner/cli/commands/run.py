@@ -126,7 +126,9 @@ def _run_folder(folder: Path, values: dict[str, Any], options: Options) -> int:
     from planner.run.job import load_job
     from planner.run.overrides import parse_settings
     from planner.run.recover import recover_all
+    from planner.search.rungs import load_ladder
 
+    load_ladder().require_known(options.consent, place="--allow: rung")
     for sentence in recover_all(folder):
         say(f"warning: {sentence}")
     job = load_job(folder, parse_settings(tuple(values["set"] or ())), machine=_machine(values))
