@@ -48,7 +48,7 @@ def allowed(environment: Mapping[str, str], extra: Collection[str] = ()) -> dict
 
 def is_secret(name: str) -> bool:
     """True for a variable, or a key of a configuration, whose value nobody else should read."""
-    return bool(_SECRET_NAME.search(name.upper()))
+    return bool(_SECRET_NAME.search(name.upper().replace("-", "_")))
 
 
 def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,0 +1,74 @@
+"""What engines print and log about their progress."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from planner.run.progress import Tracker
+from planner.units import GIB
+
+# As LLaMA-Factory 0.9.5 writes it with include_num_input_tokens_seen and RECORD_VRAM=1.
+LOGGED = {
+    "current_steps": 5, "total_steps": 222, "loss": 1.5, "lr": 8.695652e-06, "epoch": 0.07, "percentage": 2.25,
+    "elapsed_time": "0:00:05", "remaining_time": "0:04:00", "throughput": 1566.6, "total_tokens": 9000,
+    "vram_allocated": 7.5, "vram_reserved": 8.25,
+}  # fmt: skip
+
+
+def test_a_line_of_the_trainers_log() -> None:
+    tracker = Tracker()
+    tracker.log_line(json.dumps(LOGGED), at=100.0)
+    tracker.log_line(json.dumps(LOGGED | {"current_steps": 10, "loss": 1.25}), at=110.0)
+    now = tracker.now
+    assert (now.step, now.total_steps, now.loss, now.tokens_per_s) == (10, 222, 1.25, 1566.6)
+    assert now.seconds_per_step == 2.0
+    assert now.remaining_s == 424.0
+    assert (now.allocated_bytes, now.reserved_bytes) == (int(7.5 * GIB), int(8.25 * GIB))
+    assert now.losses == (1.5, 1.25)
+    assert tracker.first_step == 5
+
+
+def test_half_a_line_and_other_json_are_passed_by() -> None:
+    tracker = Tracker()
+    for text in ('{"current_steps": 5, "tot', "[1]", '{"a": 1}', "", "null"):
+        assert tracker.log_line(text, at=0.0) is None
+    assert tracker.now.step is None
+
+
+def test_what_transformers_prints_as_strings() -> None:
+    tracker = Tracker()
+    tracker.output(b"Map: 100%|#####| 9/9 [00:00<00:00, 90it/s]\n", at=0.0)
+    tracker.output(b"{'loss': '6.254', 'grad_norm': '0.97', 'learning_rate': '2e-05', 'epoch': '0.06'}\n", at=1.0)
+    tracker.output(b" 25%|##5    | 1/4 [00:00<00:01,  2.9it/s]\r 50%|#####  | 2/4 [00:00<00:01,  2.9it/s]\r", at=2.0)
+    now = tracker.now
+    assert (now.loss, now.learning_rate, now.epoch) == (6.254, 2e-05, 0.06)
+    assert (now.step, now.total_steps) == (2, 4)
+    tracker.output(b"100%|#####| 3/3 [00:00<00:01,  2.9it/s]\n", at=3.0)  # an evaluation's bar counts no steps
+    assert tracker.now.step == 2
+
+
+def test_printed_lines_do_not_count_beside_the_log() -> None:
+    tracker = Tracker()
+    tracker.output(b"{'loss': 1.5, 'learning_rate': 1e-5, 'epoch': 0.1}\n", at=0.0)
+    tracker.log_line(json.dumps(LOGGED), at=1.0)
+    tracker.output(b"{'loss': 1.5, 'learning_rate': 1e-5, 'epoch': 0.1}\n", at=2.0)
+    assert tracker.now.losses == (1.5,)
+
+
+def test_losses_that_are_no_number_are_counted_and_not_drawn() -> None:
+    tracker = Tracker()
+    for step in range(1, 5):
+        loss = math.nan if step > 1 else 2.0
+        tracker.log_line(json.dumps(LOGGED | {"current_steps": step, "loss": loss}), at=float(step))
+    assert tracker.sick == 3
+    assert tracker.now.losses == (2.0,)
+    printed = Tracker()
+    printed.output(b"{'loss': nan, 'grad_norm': nan, 'learning_rate': 1e-5, 'epoch': 0.1}\n", at=0.0)
+    assert printed.sick == 1
+
+
+def test_a_machine_without_a_gpu_measures_no_memory() -> None:
+    tracker = Tracker()
+    tracker.log_line(json.dumps(LOGGED | {"vram_allocated": 0.0, "vram_reserved": -0.0}), at=0.0)
+    assert (tracker.now.allocated_bytes, tracker.now.reserved_bytes) == (None, None)
