@@ -38,7 +38,8 @@ class GiveUp:
 class Situation:
     """What the decision rests on. ``estimate`` is of ``setup``; ``environment`` what was set for healing so far.
 
-    ``room_bytes`` is the capacity that an earlier error left to plan with.
+    ``held`` are fields that somebody set by hand; ``room_bytes`` is the capacity that an earlier error left to plan
+    with.
     """
 
     plan: Plan
@@ -49,6 +50,7 @@ class Situation:
     retries_left: int
     has_checkpoint: bool
     consent: Collection[str]
+    held: Collection[str] = ()
     peak_bytes: int | None = None
     room_bytes: int | None = None
     free_port: int | None = None
@@ -98,6 +100,7 @@ def _within(case: Situation, capacity_bytes: int, *, leanest: bool = False) -> T
         consent=case.consent,
         has_checkpoint=case.has_checkpoint,
         leanest=leanest,
+        held=case.held,
     )
 
 
@@ -112,7 +115,7 @@ def _smaller_evaluation(diagnosis: Diagnosis, case: Situation) -> Change | None:
 def _nothing_left(diagnosis: Diagnosis, case: Situation, capacity: int) -> GiveUp:
     """What would do without the ties: from the start again, or with what is learnt changed."""
     if case.has_checkpoint:
-        fresh = next_setup(case.plan, case.setup, capacity, consent=(), has_checkpoint=False)
+        fresh = next_setup(case.plan, case.setup, capacity, consent=(), has_checkpoint=False, held=case.held)
         if fresh is not None:
             way = difference(case.setup, fresh)
             return GiveUp(

@@ -33,7 +33,8 @@ SAID_ELSEWHERE = ("gpus", "versions", "padded")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be run. ``setup`` is what the files state with ``overrides``; ``edits`` how they differ from the plan.
+    """What is to be run. ``setup`` is what the files state with ``overrides``; ``edits`` how they differ from the plan,
+    in sentences, ``held`` the fields that differ.
 
     ``texts`` maps a trainer's file to its text as it lies there; the estimate is of ``setup``, not of the plan.
     """
@@ -47,6 +48,7 @@ class Job:
     texts: dict[str, str]
     overrides: dict[str, Any]
     edits: tuple[str, ...]
+    held: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -104,6 +106,7 @@ def load_job(folder: Path, overrides: Mapping[str, Any], *, machine: Machine | N
     setup = reading.setup.but(**{name: getattr(plan.chosen.setup, name) for name in SAID_ELSEWHERE})
     estimate, speed = priced(setup, plan.model, plan.machine)
     data = data_source(plan.request.data, setup.stage)
+    fields = _changed_fields(as_planned.setup, reading.setup)
     return Job(
         folder=folder,
         plan=plan,
@@ -113,7 +116,8 @@ def load_job(folder: Path, overrides: Mapping[str, Any], *, machine: Machine | N
         speed=speed,
         texts=texts,
         overrides=dict(overrides),
-        edits=_edits(planned, texts, as_planned.setup, reading.setup),
+        edits=_edits(planned, texts, as_planned.setup, reading.setup, fields),
+        held=fields,
         warnings=reading.warnings,
     )
 
@@ -135,16 +139,25 @@ def _text(path: Path) -> str:
     return read_text(str(path), place="plan")
 
 
+def _changed_fields(before: TrainingSetup, after: TrainingSetup) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name in FIELD_NAMES
+        if name not in (*SAID_ELSEWHERE, "ds_config") and getattr(before, name) != getattr(after, name)
+    )
+
+
 def _edits(
-    planned: Mapping[str, str], texts: Mapping[str, str], before: TrainingSetup, after: TrainingSetup
+    planned: Mapping[str, str],
+    texts: Mapping[str, str],
+    before: TrainingSetup,
+    after: TrainingSetup,
+    fields: tuple[str, ...],
 ) -> tuple[str, ...]:
-    """A sentence for each file changed by hand, and for each field of the setup that this changes."""
-    touched = [name for name, text in texts.items() if planned.get(name) != text]
-    sentences = [f"{name} is not as it was planned" for name in touched]
-    for name in FIELD_NAMES:
-        if name not in SAID_ELSEWHERE and getattr(before, name) != getattr(after, name) and name != "ds_config":
-            sentences.append(f"{name} is {getattr(after, name)}; planned was {getattr(before, name)}")
-    return tuple(sentences)
+    """A sentence for each file changed by hand, and for each field of the setup that is changed."""
+    touched = [f"{name} is not as it was planned" for name, text in texts.items() if planned.get(name) != text]
+    changed = [f"{name} is {getattr(after, name)}; planned was {getattr(before, name)}" for name in fields]
+    return (*touched, *changed)
 
 
 # ---- how it is started

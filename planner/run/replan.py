@@ -25,6 +25,10 @@ STEP_FIELDS = frozenset(
         "activation_offload", "loss", "eval_micro_batch_size",
     }
 )  # fmt: skip
+# How a step is cut up: free even where it was set by hand, since nothing else may be left.
+SPLIT_FIELDS = frozenset(
+    {"micro_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "eval_micro_batch_size"}
+)
 # Where states and weights lie: the same training, in a checkpoint of another form.
 PLACE_FIELDS = frozenset({"parallelism", "offload"})
 _NOT_PINNED = frozenset({"model", "stage", "engine", "gpus", "versions", "ds_config", "seq_len", "padded"})
@@ -66,17 +70,18 @@ def next_setup(
     consent: Collection[str],
     has_checkpoint: bool,
     leanest: bool = False,
+    held: Collection[str] = (),
 ) -> TrainingSetup | None:
     """The next rung that fits within ``capacity_bytes`` and keeps what is learnt; None where there is none.
 
     ``consent`` holds ids of rungs that may change what is learnt; they count only while nothing has been learnt yet.
-    ``leanest``: the one that takes least instead of the fastest.
+    ``leanest``: the one that takes least instead of the fastest. ``held`` are fields that somebody set by hand.
     """
     gpus = tuple(replace(gpu, capacity_bytes=min(gpu.capacity_bytes, capacity_bytes)) for gpu in plan.machine.gpus)
     machine = replace(plan.machine, gpus=gpus)
     asked = frozenset() if has_checkpoint else frozenset(consent)
     for changes in ({}, *_class_changes(asked, failed)):
-        free = _free(asked, has_checkpoint) | frozenset(changes)
+        free = (_free(asked, has_checkpoint) | frozenset(changes)) - (frozenset(held) - SPLIT_FIELDS)
         request = _request(plan, failed, asked, free, changes)
         found = _search(replace(request, objective="memory") if leanest else request, plan, machine)
         if found is not None and found != failed:
@@ -137,5 +142,6 @@ def _is_stated(name: str, value: Any) -> bool:
     """Fields at their default are pinned too where a rung could move them; the rest would only get in the way."""
     default = getattr(TrainingSetup(model="-"), name)
     movable = {"parallelism", "offload", "optim", "param_dtype", "quantization_bit", "packing", "compute_dtype",
-               "optimizer_in_backward", "torch_compile", "unsloth", "adapter_dtype"}  # fmt: skip
+               "optimizer_in_backward", "torch_compile", "unsloth", "adapter_dtype", "liger_kernel", "attention",
+        "activation_offload", "gradient_checkpointing"}  # fmt: skip
     return value != default or name in movable

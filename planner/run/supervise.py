@@ -155,6 +155,7 @@ class Supervisor:
             retries_left=left,
             has_checkpoint=last_whole(self.job.output) is not None,
             consent=self.options.consent,
+            held=self.job.held,
             peak_bytes=max(used, default=None),
             room_bytes=way.room_bytes,
             free_port=_free_port(),

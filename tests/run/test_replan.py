@@ -123,3 +123,15 @@ def test_no_attempt_is_left_after_the_last() -> None:
     end = remedy(found, situation(made(model="Qwen2.5-0.5B"), retries_left=0))
     assert isinstance(end, GiveUp)
     assert "no attempt is left" in end.reason
+
+
+def test_a_switch_that_somebody_set_by_hand_stays() -> None:
+    first = made(model="Qwen2.5-0.5B", method="lora", seq_len=512)
+    assert first.chosen is not None
+    assert first.chosen.setup.liger_kernel
+    failed, capacity = first.chosen.setup.but(liger_kernel=False), first.chosen.estimate.required_bytes // 2
+    free = next_setup(first, failed, capacity, consent=(), has_checkpoint=True)
+    held = next_setup(first, failed, capacity, consent=(), has_checkpoint=True, held=("liger_kernel",))
+    assert free is not None
+    assert held is not None
+    assert (free.liger_kernel, held.liger_kernel) == (True, False)

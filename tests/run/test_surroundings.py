@@ -26,7 +26,8 @@ def test_a_trainer_gets_what_it_uses_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "api_key", "SWANLAB_PASSWORD", "hub_token",
-                                  "MLFLOW_TRACKING_PASSWORD", "GITHUB_PAT", "AWS_SECRET_ACCESS_KEY", "MY_CREDENTIALS"])  # fmt: skip
+                                  "MLFLOW_TRACKING_PASSWORD", "GITHUB_PAT",
+                                  "AWS_SECRET_ACCESS_KEY", "MY_CREDENTIALS"])  # fmt: skip
 def test_names_of_secrets(name: str) -> None:
     assert is_secret(name)
 
