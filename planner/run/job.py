@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.emit.dataset import data_source
+from planner.emit.dataset import DataSource, data_source
 from planner.emit.folder import plan_files
 from planner.emit.surroundings import emit_context, used_gpus
 from planner.errors import EXIT_PREFLIGHT, InputError, PlannerError
@@ -47,9 +47,14 @@ class Job:
     speed: Speed | None
     texts: dict[str, str]
     overrides: dict[str, Any]
+    data: DataSource
     edits: tuple[str, ...]
     held: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    def context_for(self, setup: TrainingSetup) -> EmitContext:
+        """The surroundings of another setup of the same plan: which GPUs it takes depends on how it spreads."""
+        return emit_context(self.plan, setup, self.data)
 
     @property
     def engine(self) -> str:
@@ -112,6 +117,7 @@ def load_job(folder: Path, overrides: Mapping[str, Any], *, machine: Machine | N
         plan=plan,
         setup=setup,
         context=emit_context(plan, setup, data),
+        data=data,
         estimate=estimate,
         speed=speed,
         texts=texts,
@@ -221,7 +227,7 @@ def command_of(
     ``environment`` is the caller's, of which the allowed part and ``names`` pass; ``extra`` is set on top. Raises
     InputError for a variable that is the caller's duty, EngineMissingError.
     """
-    launch = target_of(job.engine).launch(setup, job.context)
+    launch = target_of(job.engine).launch(setup, job.context_for(setup))
     passed = allowed(environment, names)
     for variable in launch.environment:
         if variable.kind == "required" and not passed.get(variable.name):

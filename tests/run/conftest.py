@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -27,8 +28,8 @@ TWELVE_STEPS = ("--set", "max_steps=12", "--set", "save_steps=4")
 class Desk:
     """A user's place: an engine, a home for the index, and plans."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, plans: Path) -> None:
+        self.path, self.plans = path, plans
         self.python = path / "engine" / "python"
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -46,9 +47,11 @@ class Desk:
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
 
     def plan(self, words: list[str] = ONE, name: str = "plan") -> Path:
-        folder = self.path / name
-        assert run([*words, "--out", str(folder)]) == 0
-        return folder
+        """A folder as `plan` writes it: each plan is made once and copied."""
+        made = self.plans / words[1]
+        if not made.exists():
+            assert run([*words, "--out", str(made)]) == 0
+        return Path(shutil.copytree(made, self.path / name))
 
     def words(self, folder: Path, *extra: str) -> list[str]:
         return ["run", str(folder), "--python", str(self.python), *TWELVE_STEPS, *extra]
@@ -71,9 +74,14 @@ class Desk:
         return [json.loads(line) for line in lines]
 
 
+@pytest.fixture(scope="session")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plans")
+
+
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Desk]:
-    made = Desk(tmp_path)
+def desk(tmp_path: Path, plans: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    made = Desk(tmp_path, plans)
     monkeypatch.setenv("VRAMPLAN_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     yield made

@@ -20,6 +20,7 @@ from planner.run.state import load_state, runs_of
 from tests.run.conftest import ONE, TWO, Desk
 
 Fault = Callable[..., None]
+HANGS = '{"kind": "hang", "at": 5}'
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> object:
@@ -98,7 +99,7 @@ def test_a_worker_killed_with_9_is_said_and_the_rest_ended(desk: Desk, fault: Fa
 
 def test_a_launcher_killed_with_9_leaves_no_worker(desk: Desk, fault: Fault) -> None:
     folder = desk.plan(TWO)
-    going = desk.start(folder, "--skip-worst-case", LLAMAFACTORY_FAKE='{"step_s": 0.3}')
+    going = desk.start(folder, "--skip-worst-case", LLAMAFACTORY_FAKE=HANGS)
     wait_for(lambda: step_of(desk, folder) >= 2)
     run_id = runs_of(folder)[0].name
     launcher = next(each for each in map(psutil.Process, [mark.pid for mark in marked(run_id)]) if is_launcher(each))
@@ -115,14 +116,14 @@ def test_a_launcher_killed_with_9_leaves_no_worker(desk: Desk, fault: Fault) -> 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_everything_and_names_the_checkpoint(desk: Desk, number: int) -> None:
     folder = desk.plan(TWO)
-    going = desk.start(folder, "--skip-worst-case", LLAMAFACTORY_FAKE='{"step_s": 0.1}')
+    going = desk.start(folder, "--skip-worst-case", LLAMAFACTORY_FAKE=HANGS)
     wait_for(lambda: step_of(desk, folder) >= 5)
     os.kill(going.pid, number)
     out, _ = going.communicate(timeout=60)
     assert going.returncode == 130
     state = desk.state(folder)
     assert state.status == "stopped"
-    assert "checkpoint-" in state.message
+    assert "checkpoint-4" in state.message
     assert "planrun" in "".join(out.split())
     assert marked(state.id) == []
 
@@ -131,7 +132,7 @@ def test_a_planner_killed_with_9_is_cleaned_up_after_and_resumed(
     desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = desk.plan(TWO)
-    going = desk.start(folder, "--skip-worst-case", LLAMAFACTORY_FAKE='{"step_s": 0.1}')
+    going = desk.start(folder, "--skip-worst-case", LLAMAFACTORY_FAKE=HANGS)
     wait_for(lambda: step_of(desk, folder) >= 5)
     first = runs_of(folder)[0].name
     going.kill()
@@ -197,7 +198,7 @@ def test_a_file_size_limit_is_told_as_such(desk: Desk) -> None:
 def test_host_memory_that_runs_out_under_a_limit_is_said(desk: Desk) -> None:
     folder = desk.plan()
     fake = {"kind": "memory", "at": 6, "megabytes": 4000}
-    assert run_limited(desk, folder, fake=fake, before="ulimit -v 1500000;") == 4
+    assert run_limited(desk, folder, fake=fake, before="ulimit -v 900000;") == 4
     found = desk.state(folder).attempts[-1].diagnosis
     assert found is not None
     assert found.kind == "host_oom"
@@ -297,7 +298,7 @@ def test_a_damaged_state_is_one_sentence_and_set_aside(desk: Desk, capsys: pytes
 
 def test_two_runs_in_one_folder(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     folder = desk.plan()
-    going = desk.start(folder, "--skip-worst-case", LLAMAFACTORY_FAKE='{"step_s": 0.3}')
+    going = desk.start(folder, "--skip-worst-case", LLAMAFACTORY_FAKE=HANGS)
     wait_for(lambda: step_of(desk, folder) >= 1)
     capsys.readouterr()
     assert desk.run(folder) == 2
@@ -310,7 +311,7 @@ def test_two_runs_in_one_folder(desk: Desk, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_detached_run_is_seen_and_stopped_from_elsewhere(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     folder = desk.plan()
-    going = desk.start(folder, "--skip-worst-case", "--detach", LLAMAFACTORY_FAKE='{"step_s": 0.3}')
+    going = desk.start(folder, "--skip-worst-case", "--detach", LLAMAFACTORY_FAKE=HANGS)
     out, err = going.communicate(timeout=60)
     assert going.returncode == 0, err
     name = runs_of(folder)[0].name

@@ -21,10 +21,10 @@ from planner.errors import (
 )
 
 if TYPE_CHECKING:
+    from planner.run.attempt import Options
     from planner.run.job import Job
     from planner.run.records import Check, RunState
     from planner.run.state import RunFolder
-    from planner.run.supervise import Options
 
 _OF_A_FOLDER = ("allow", "machine", "json")
 
@@ -60,7 +60,7 @@ run_command = with_flags(_run, (*RUN_FLAGS, *(flag for flag in PLAN_FLAGS if fla
 
 
 def _options(values: dict[str, Any]) -> Options:
-    from planner.run.supervise import Options
+    from planner.run.attempt import Options
 
     return Options(
         python=values["python"],
@@ -69,7 +69,16 @@ def _options(values: dict[str, Any]) -> Options:
         skip_worst_case=bool(values["skip_worst_case"]),
         consent=comma_list(values["allow"]),
         names=tuple(sorted(comma_list(values["env"]))),
+        again=_again(values),
     )
+
+
+def _again(values: dict[str, Any]) -> tuple[str, ...]:
+    """The flags without which the same run would be another one."""
+    words = ["--python", values["python"]] if values["python"] else []
+    for name in ("set", "env", "allow"):
+        words += [word for value in values[name] or () for word in (f"--{name}", value)]
+    return tuple(words)
 
 
 def _number(text: str | None, place: str, default: float, *, whole: bool = False) -> Any:
