@@ -110,7 +110,8 @@ class Preparation:
             path = self.folder / name
             path.write_text(text, encoding="utf-8")
             if name == "ds_config.json":
-                key = "deepspeed" if self.job.engine == "llamafactory" else "arguments.deepspeed"
+                in_sections = target_of(self.job.engine).file_name.endswith(".json")
+                key = "arguments.deepspeed" if in_sections else "deepspeed"
                 told[key] = self.relative(path)
         return told
 

@@ -68,7 +68,10 @@ def remember_observation(state: RunState, job: Job, report: dict[str, Any]) -> s
         setup=job.setup.to_dict(),
         predicted=observation.predicted_of(job.setup, job.plan.model, job.plan.machine, job.estimate, job.speed),
         measured=observation.Measured(
-            **told, host_bytes=measured["host_bytes"], tokens_per_second=measured["tokens_per_s"]
+            **told,
+            host_bytes=measured["host_bytes"],
+            tokens_per_second=measured["tokens_per_s"],
+            phases=measured["phases"],
         ),
         outcome=_outcome(state),
         versions=dict(job.plan.machine.software),

@@ -30,6 +30,8 @@ _FIELDS = {
 }
 _NAMED = re.compile(rf"Process \d+ has {_AMOUNT} memory in use")
 _GPU = re.compile(r"GPU (\d+)(?: has a total|;)")
+# The scripts that ship with the planner say it in a line of their own.
+_SAID = re.compile(r"out of memory at step \d+, (\w+), batch")
 # Newest first in a traceback's words: which part of a step the frames belong to.
 _PHASES = (
     ("save", r"\b(?:_save_checkpoint|save_pretrained|save_model|state_dict)\b"),
@@ -92,7 +94,7 @@ def find_oom(lines: Sequence[str]) -> Oom | None:
     return Oom(
         rank=int(rank[1]) if rank else None,
         gpu=int(gpu[1]) if gpu else None,
-        phase=_phase(lines[:where], rank[0] if rank else None),
+        phase=_phase([*lines[:where], stated], rank[0] if rank else None),
         named_bytes=sum(int(float(size) * _SCALE[unit]) for size, unit in _NAMED.findall(stated)),
         **amounts,
     )
@@ -113,6 +115,9 @@ def _amount(text: str, forms: Sequence[str]) -> int | None:
 
 def _phase(before: Sequence[str], rank: str | None) -> str | None:
     """The part of a step that the traceback above the error was in; None where it does not say."""
+    said = next((found for line in before[-120:] if (found := _SAID.search(line))), None)
+    if said:
+        return said[1]
     frames = [line for line in before[-120:] if rank is None or rank in line]
     start = next((n for n in range(len(frames) - 1, -1, -1) if "Traceback (most recent call last)" in frames[n]), None)
     text = "\n".join(frames[start:]) if start is not None else ""

@@ -27,6 +27,16 @@ def rows_of(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         predicted, measured = report["predicted"].get(meter), report["measured"].get(meter)
         error = report["error"].get(meter)
         found.append((words, _shown(meter, predicted, "not known"), _shown(meter, measured, UNKNOWN), _percent(error)))
+    return found + _phases(report)
+
+
+def _phases(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """A row for each phase of the step that the engine told of."""
+    said, found = report["predicted"].get("phases") or {}, []
+    for phase, size in (report["measured"].get("phases") or {}).items():
+        error = _percent(size / said[phase] - 1) if said.get(phase) else ""
+        predicted = _shown("allocated_bytes", said.get(phase), "not known")
+        found.append((f"  in phase {phase}", predicted, _shown("allocated_bytes", size, UNKNOWN), error))
     return found
 
 

@@ -107,9 +107,20 @@ class Tracker:
             tokens_per_s=_first_of(_number(entry.get("throughput")), now.tokens_per_s),
             allocated_bytes=_most(_gib(entry.get("vram_allocated")), now.allocated_bytes),
             reserved_bytes=_most(_gib(entry.get("vram_reserved")), now.reserved_bytes),
+            phases=_phases(entry.get("memory"), now.phases),
         )
         if loss is not None:
             self.sick = 0 if math.isfinite(loss) else self.sick + 1
+
+
+def _phases(told: Any, known: dict[str, int]) -> dict[str, int]:
+    """The most of each phase: the embedded engine logs ``{"backward": {"allocated_bytes": ...}}``."""
+    most = dict(known)
+    for phase, sizes in told.items() if isinstance(told, dict) else ():
+        size = sizes.get("allocated_bytes") if isinstance(sizes, dict) else None
+        if isinstance(size, int) and size > 0:
+            most[str(phase)] = max(size, most.get(str(phase), 0))
+    return most
 
 
 def _printed(text: bytes) -> dict[str, Any] | None:

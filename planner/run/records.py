@@ -34,7 +34,10 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where the training stands. ``tokens_per_s`` is over all GPUs; ``losses`` are the newest, oldest first."""
+    """Where the training stands. ``tokens_per_s`` is over all GPUs; ``losses`` are the newest, oldest first.
+
+    ``phases`` maps a phase of the step to the most that torch allocated in it, where the engine tells.
+    """
 
     step: int | None = None
     total_steps: int | None = None
@@ -47,6 +50,7 @@ class Progress:
     reserved_bytes: int | None = None
     seconds_per_step: float | None = None
     losses: tuple[float, ...] = ()
+    phases: dict[str, int] = field(default_factory=dict)
 
     @property
     def remaining_s(self) -> float | None:
@@ -89,7 +93,10 @@ class Diagnosis:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One start of the engine. ``change`` says what differs from the attempt before, and why; empty for the first."""
+    """One start of the engine. ``change`` says what differs from the attempt before, and why; empty for the first.
+
+    ``environment`` is what the engine saw, secrets hidden; ``healing`` the variables that healing set.
+    """
 
     number: int
     purpose: Purpose
@@ -102,6 +109,7 @@ class Attempt:
     micro_batch_size: int
     gradient_accumulation_steps: int
     effective_batch: int
+    healing: dict[str, str] = field(default_factory=dict)
     ended_at: float | None = None
     exit_status: int | None = None
     first_step: int | None = None
@@ -135,6 +143,7 @@ class RunState:
     status: Status
     started_at: float
     prediction: Prediction
+    fingerprint: str = ""
     supervisor: ProcessMark | None = None
     processes: tuple[ProcessMark, ...] = ()
     attempts: tuple[Attempt, ...] = ()

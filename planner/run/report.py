@@ -72,7 +72,7 @@ def report_of(state: RunState, setup: Mapping[str, Any], points: Sequence[Point]
 
 
 def measured_of(state: RunState, points: Sequence[Point]) -> dict[str, Any]:
-    """Peaks of the worst GPU and rank; None for what nobody measured. ``phases``: of rehearsal and training."""
+    """Peaks of the worst GPU and rank; None for what nobody measured. ``attempts``: of rehearsal and training."""
     before = {str(gpu.index): gpu.before_bytes or 0 for gpu in state.gpus}
     peaks = [gpu.peak_bytes - (gpu.before_bytes or 0) for gpu in state.gpus if gpu.peak_bytes is not None]
     return {
@@ -82,11 +82,12 @@ def measured_of(state: RunState, points: Sequence[Point]) -> dict[str, Any]:
         "host_bytes": state.host.peak_bytes,
         "tokens_per_s": state.progress.tokens_per_s,
         "seconds_per_step": state.progress.seconds_per_step,
-        "phases": _phases(state, points, before),
+        "phases": dict(state.progress.phases),
+        "attempts": _by_purpose(state, points, before),
     }
 
 
-def _phases(state: RunState, points: Sequence[Point], before: Mapping[str, int]) -> dict[str, int]:
+def _by_purpose(state: RunState, points: Sequence[Point], before: Mapping[str, int]) -> dict[str, int]:
     found: dict[str, int] = {}
     purposes = {attempt.number: attempt.purpose for attempt in state.attempts}
     for point in points:

@@ -19,6 +19,7 @@ from planner.errors import EXIT_FITS, EXIT_INTERRUPTED, EXIT_JOB_FAILED, Planner
 from planner.hardware.ask_nvml import MemoryMeter
 from planner.memory.result import Estimate
 from planner.run.attempt import Options, Preparation, Way
+from planner.run.carry import fingerprint, first_way
 from planner.run.checkpoints import last_whole
 from planner.run.diagnose import Evidence, diagnose
 from planner.run.heal import Change, GiveUp, Situation, remedy
@@ -63,6 +64,7 @@ class Supervisor:
             started_at=time.time(),
             supervisor=mark_of(os.getpid()),
             prediction=prediction_of(job),
+            fingerprint=fingerprint(job),
             warnings=job.warnings,
         )
 
@@ -100,7 +102,9 @@ class Supervisor:
 
     def _attempts(self) -> None:
         job, left = self.job, self.options.retries
-        way = Way(setup=job.setup, estimate=job.estimate, values=dict(job.overrides))
+        way = first_way(job, self.state.id)
+        if way.change:
+            self._save(healed=(way.change,))
         purpose: Purpose = "rehearsal" if self._prepare.has_rehearsal() else "training"
         while True:
             diagnosis, lines = self._attempt(purpose, way)
@@ -191,6 +195,7 @@ class Supervisor:
             overrides={key: _hidden(value, self._secrets) for key, value in way.values.items()},
             environment=shown_environment(command.environment),
             change=way.change,
+            healing=dict(way.environment),
             resumed_from=None if resumed is None else str(resumed),
             started_at=time.time(),
             micro_batch_size=way.setup.micro_batch_size,

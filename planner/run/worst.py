@@ -67,41 +67,39 @@ def _long(tokens: int) -> str:
     return " ".join(_WORDS[number % len(_WORDS)] for number in range(tokens + 16))
 
 
-def _llamafactory(setup: TrainingSetup, accumulation: int) -> dict[str, Any]:
+def _steps(setup: TrainingSetup, accumulation: int) -> dict[str, Any]:
+    """What every engine calls by transformers' names."""
     settings: dict[str, Any] = {
-        "dataset_dir": ".",
-        "dataset": TRAIN,
         "max_steps": STEPS,
         "gradient_accumulation_steps": accumulation,
         "logging_steps": 1,
         "save_steps": STEPS,
         "save_total_limit": 1,
         "output_dir": OUTPUT,
-        "overwrite_output_dir": True,
         "report_to": "none",
     }
-    if setup.eval_micro_batch_size is not None:
-        settings |= {"val_size": 0.0, "eval_dataset": EVAL, "eval_strategy": "steps", "eval_steps": STEPS}
-    return settings
+    evaluates = setup.eval_micro_batch_size is not None
+    return settings | ({"eval_strategy": "steps", "eval_steps": STEPS} if evaluates else {})
 
 
-def _transformers(setup: TrainingSetup, accumulation: int) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "data.dataset": TRAIN,
-        "arguments.max_steps": STEPS,
-        "arguments.gradient_accumulation_steps": accumulation,
-        "arguments.logging_steps": 1,
-        "arguments.save_steps": STEPS,
-        "arguments.save_total_limit": 1,
-        "arguments.output_dir": OUTPUT,
-        "arguments.report_to": "none",
-    }
-    if setup.eval_micro_batch_size is not None:
-        settings |= {"data.val_size": 0.0, "data.eval_dataset": EVAL, "arguments.eval_steps": STEPS}
-    return settings
+def _llamafactory(setup: TrainingSetup, accumulation: int) -> dict[str, Any]:
+    settings = _steps(setup, accumulation)
+    settings |= {"dataset_dir": ".", "dataset": TRAIN, "overwrite_output_dir": True}
+    return settings | ({"val_size": 0.0, "eval_dataset": EVAL} if setup.eval_micro_batch_size is not None else {})
 
 
+def _script(setup: TrainingSetup, accumulation: int) -> dict[str, Any]:
+    """The engines whose scripts lie in the folder: settings in sections."""
+    settings = {f"arguments.{key}": value for key, value in _steps(setup, accumulation).items()}
+    settings["data.dataset"] = TRAIN
+    evaluates = setup.eval_micro_batch_size is not None
+    return settings | ({"data.val_size": 0.0, "data.eval_dataset": EVAL} if evaluates else {})
+
+
+# TRL's script takes the first set of dataset_info.json to train on and the second to evaluate.
 _SETTINGS: dict[str, Callable[[TrainingSetup, int], dict[str, Any]]] = {
     "llamafactory": _llamafactory,
-    "transformers": _transformers,
+    "transformers": _script,
+    "embedded": _script,
+    "trl": _steps,
 }

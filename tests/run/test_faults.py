@@ -74,6 +74,19 @@ def test_out_of_memory_heals_resumes_and_keeps_the_effective_batch(desk: Desk, f
     assert len(state.healed) == 1
 
 
+def test_a_later_run_goes_on_as_the_healed_one_did(desk: Desk, fault: Fault) -> None:
+    folder = desk.plan()
+    fault(kind="oom", at=6, above=4)
+    assert desk.run(folder, "--skip-worst-case") == 0
+    fault(kind="oom", at=14, above=4)
+    assert desk.run(folder, "--skip-worst-case") == 0
+    assert desk.state(folder, 1).attempts[0].micro_batch_size == 4
+    assert "as run" in desk.state(folder, 1).healed[0]
+    assert desk.run(folder, "--skip-worst-case", "--set", "max_steps=16") == 0
+    changed = desk.state(folder, 2).attempts
+    assert [attempt.micro_batch_size for attempt in changed] == [8, 4]
+
+
 def test_out_of_memory_that_no_rung_cures_stops_with_the_checkpoint(
     desk: Desk, fault: Fault, capsys: pytest.CaptureFixture[str]
 ) -> None:

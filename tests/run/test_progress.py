@@ -72,3 +72,11 @@ def test_a_machine_without_a_gpu_measures_no_memory() -> None:
     tracker = Tracker()
     tracker.log_line(json.dumps(LOGGED | {"vram_allocated": 0.0, "vram_reserved": -0.0}), at=0.0)
     assert (tracker.now.allocated_bytes, tracker.now.reserved_bytes) == (None, None)
+
+
+def test_memory_by_phase_is_the_most_of_each() -> None:
+    tracker = Tracker()
+    for step, size in enumerate((5, 9, 7), start=1):
+        phases = {"backward": {"allocated_bytes": size * GIB, "reserved_bytes": 1}, "eval": {}}
+        tracker.log_line(json.dumps(LOGGED | {"current_steps": step, "memory": phases}), at=float(step))
+    assert tracker.now.phases == {"backward": 9 * GIB}

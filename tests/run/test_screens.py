@@ -84,7 +84,7 @@ def report() -> dict[str, Any]:
 def test_the_report_compares_what_was_promised_with_what_came() -> None:
     found = report()
     assert found["measured"]["device_bytes"] == int(16.6 * GIB) - GIB // 4
-    assert found["measured"]["phases"] == {"rehearsal": int(1.75 * GIB), "training": int(1.75 * GIB)}
+    assert found["measured"]["attempts"] == {"rehearsal": int(1.75 * GIB), "training": int(1.75 * GIB)}
     assert found["error"]["tokens_per_s"] == pytest.approx(2312.4 / 2346.0 - 1, abs=1e-4)
     assert found["error"]["allocated_bytes"] is None
     assert found["seconds"] == 5000.0
