@@ -104,6 +104,8 @@ bench: $(VENV)/.dev ## time of the main job and rate of `plan estimate --from`
 # On a machine with an NVIDIA GPU, with the Python that has torch, transformers, peft and accelerate.
 gpu-bench: ## measure real training steps on this GPU: make gpu-bench ARGS="--cap 24" PYTHON=python3
 	$(PYTHON) bench/gpu_peaks.py $(if $(filter command line environment,$(origin ARGS)),$(ARGS))
+	$(VENV)/bin/python tools/bench.py
+	$(VENV)/bin/python tools/bench_run.py
 
 screenshot: $(VENV)/.dev ## docs/screen.svg from the real screen
 	$(VENV)/bin/python tools/screenshot.py

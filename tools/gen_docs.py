@@ -23,7 +23,9 @@ and nothing else there) and `--help`. The result goes to stdout; warnings and er
 | 1 | does not fit, or no plan fits |
 | 2 | bad input: one sentence on stderr says what, where, and the nearest valid choice |
 | 3 | a bug of ours; `VRAMPLAN_DEBUG=1` shows the traceback |
+| 4 | the job that `plan run` started has failed |
 | 5 | uncertain: it may fit |
+| 6 | preflight failed: nothing was started |
 | 130 | interrupted |
 
 So `plan ... && train` is a guard. `plan estimate --from` returns the worst of its rows: 2, then 1, then 5, then 0.

@@ -23,7 +23,7 @@ from planner.run.processes import (
 from planner.run.records import ProcessMark
 from planner.run.surroundings import secrets_of
 
-DEEP_LOOK_S = 10.0
+LOOK_S, DEEP_LOOK_S = 3.0, 10.0
 DRAIN_S = 5.0
 
 
@@ -36,7 +36,7 @@ class Engine:
         self._run_id = run_id
         self._pump = pump
         self._known: set[ProcessMark] = {self.leader} if self.leader else set()
-        self._deep_at = 0.0
+        self._look_at = self._deep_at = 0.0
 
     @property
     def tail(self) -> Tail:
@@ -58,9 +58,13 @@ class Engine:
             self._process.wait(seconds)
 
     def processes(self) -> tuple[ProcessMark, ...]:
-        """All processes of the run that live; every ten seconds those are looked for that were left to init."""
-        if self.leader is not None:
+        """All processes of the run that live, new ones after seconds: a look through all of a machine's takes time.
+
+        Every ten seconds those are looked for that were left to init.
+        """
+        if self.leader is not None and time.monotonic() >= self._look_at:
             self._known.update(descendants(self.leader))
+            self._look_at = time.monotonic() + LOOK_S
         if time.monotonic() >= self._deep_at:
             self._known.update(marked(self._run_id))
             self._deep_at = time.monotonic() + DEEP_LOOK_S
@@ -77,7 +81,8 @@ class Engine:
 
     def _everything(self) -> set[ProcessMark]:
         self._process.poll()  # a launcher that ended is reaped, so that it does not count as alive
-        return {*self.processes(), *marked(self._run_id)}
+        found = descendants(self.leader) if self.leader is not None else []
+        return {*self._known, *found, *marked(self._run_id)}
 
 
 def start(

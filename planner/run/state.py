@@ -110,7 +110,8 @@ class RunFolder:
 
 def new_run(plan_folder: Path) -> RunFolder:
     """A new empty folder under the plan's. Raises InputError where it cannot be made."""
-    name = time.strftime("%Y%m%d-%H%M%S") + "-" + secrets.token_hex(2)
+    now = time.time()
+    name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now * 1000) % 1000:03}{secrets.token_hex(1)}"
     path = plan_folder / RUNS / name
     try:
         path.mkdir(parents=True)

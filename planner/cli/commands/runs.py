@@ -78,19 +78,20 @@ def _table(states: list[RunState]) -> Any:
     return table
 
 
-def attach_command(run: Annotated[str | None, _RUN] = None) -> int:
+def attach_command(run: Annotated[str | None, _RUN] = None, json_output: Annotated[bool, _JSON] = False) -> int:
     """The screen of a run that goes on elsewhere; Ctrl-C leaves it, and the run goes on.
 
     Ends when the run ends, with the run's exit code.
     """
-    from planner.cli.io import say
+    from planner.cli.io import say, write_out
+    from planner.cli.jsonout import document
     from planner.cli.live import showing
     from planner.run.recover import is_lost
     from planner.run.state import find_run, load_state
 
     path = find_run(run)
     try:
-        with showing(quiet=False) as show:
+        with showing(quiet=json_output) as show:
             while True:
                 state = load_state(path)
                 show(state)
@@ -102,33 +103,44 @@ def attach_command(run: Annotated[str | None, _RUN] = None) -> int:
         return EXIT_FITS
     if is_lost(state):
         say(f"the planner of run {state.id} was killed; `plan stop {state.id}` ends what it left, `plan run` resumes")
+    if json_output:
+        write_out(document(_entry(state)))
     return state.exit_code if state.exit_code is not None else EXIT_FITS
 
 
-def stop_command(run: Annotated[str | None, _RUN] = None) -> None:
+def stop_command(run: Annotated[str | None, _RUN] = None, json_output: Annotated[bool, _JSON] = False) -> None:
     """End a run and everything that it started, and say where it can be resumed.
 
     Where its planner was killed, what that left running is ended instead.
     """
-    from planner.cli.io import screen
-    from planner.run.processes import send
-    from planner.run.recover import is_lost, recover
-    from planner.run.state import RunFolder, find_run, load_state
+    from planner.cli.io import screen, write_out
+    from planner.cli.jsonout import document
+    from planner.run.state import find_run, load_state
 
     path = find_run(run)
-    state = load_state(path)
+    sentence = _stopped(path, load_state(path))
+    if json_output:
+        write_out(document(_entry(load_state(path))))
+    else:
+        screen(sentence)
+
+
+def _stopped(path: Path, state: RunState) -> str:
+    """Stop the run as far as there is something to stop; what came of it."""
+    from planner.run.processes import send
+    from planner.run.recover import is_lost, recover
+    from planner.run.state import RunFolder
+
     if not state.is_active:
-        screen(f"run {state.id} has ended already: {state.status}")
-        return
+        return f"run {state.id} has ended already: {state.status}"
     if is_lost(state):
         found = recover(path, state)
-        screen(f"the planner of run {state.id} was killed; {len(found)} processes that it had left were ended")
-        return
+        return f"the planner of run {state.id} was killed; {len(found)} processes that it had left were ended"
     RunFolder(path).ask_to_stop()
     if state.supervisor is not None:
         send(state.supervisor, signal.SIGTERM)
     state = _wait(path, state)
-    screen(f"run {state.id}: {state.message or state.status}", state.next_step)
+    return f"run {state.id}: {state.message or state.status}\n{state.next_step}"
 
 
 def _wait(path: Path, state: RunState) -> RunState:
