@@ -97,15 +97,14 @@ accuracy-peers: $(VENV)/.dev $(HF)/.done ## the same rows put to other estimator
 accuracy-speed: $(VENV)/.dev ## predicted against published throughput, also of groups left out of the fit
 	$(VENV)/bin/python tools/calibrate_speed.py
 
-bench: $(VENV)/.dev ## time of the main job and rate of `plan estimate --from`
+bench: $(VENV)/.dev ## time of the main job, rate of `plan estimate --from`, what `plan run` takes
 	@$(VENV)/bin/python -m compileall -q planner
 	$(VENV)/bin/python tools/time_plan.py
+	$(VENV)/bin/python tools/time_run.py
 
 # On a machine with an NVIDIA GPU, with the Python that has torch, transformers, peft and accelerate.
 gpu-bench: ## measure real training steps on this GPU: make gpu-bench ARGS="--cap 24" PYTHON=python3
 	$(PYTHON) bench/gpu_peaks.py $(if $(filter command line environment,$(origin ARGS)),$(ARGS))
-	$(VENV)/bin/python tools/bench.py
-	$(VENV)/bin/python tools/bench_run.py
 
 screenshot: $(VENV)/.dev ## docs/screen.svg from the real screen
 	$(VENV)/bin/python tools/screenshot.py

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from planner.calibrate.observation import Outcome
 from planner.errors import PlannerError
 from planner.run.job import Job
 from planner.run.page import page
 from planner.run.records import RunState
 from planner.run.report import Point, points_of, report_of
 from planner.run.state import REPORT, SAMPLES, RunFolder
+from planner.training import TrainingSetup
 
 PAGE = "report.html"
-_OUTCOMES = {"finished": "finished", "stopped": "stopped"}
+_OUTCOMES: dict[str, Outcome] = {"finished": "finished", "stopped": "stopped"}
 
 
 def read_points(folder: Path, started_at: float) -> list[Point]:
@@ -30,10 +31,10 @@ def read_points(folder: Path, started_at: float) -> list[Point]:
     return points_of(samples, started_at)
 
 
-def write_report(folder: RunFolder, state: RunState, job: Job) -> tuple[dict[str, Any], str | None]:
+def write_report(folder: RunFolder, state: RunState, setup: TrainingSetup) -> tuple[dict[str, Any], str | None]:
     """``report.json`` and ``report.html``; the document, and a warning where it could not be written."""
     points = read_points(folder.path, state.started_at)
-    report = report_of(state, job.setup.to_dict(), points)
+    report = report_of(state, setup.to_dict(), points)
     try:
         (folder / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         (folder / PAGE).write_text(page(report, points), encoding="utf-8")
@@ -43,8 +44,10 @@ def write_report(folder: RunFolder, state: RunState, job: Job) -> tuple[dict[str
     return report, None
 
 
-def remember_observation(state: RunState, job: Job, report: dict[str, Any]) -> str | None:
+def remember_observation(state: RunState, job: Job, setup: TrainingSetup, report: dict[str, Any]) -> str | None:
     """The run as an observation in the local store. None where it was kept; else why it was not.
+
+    ``setup`` is what ran last: peaks begin anew when a run is healed.
 
     Only what was measured on the machine that the plan was priced for says something about the prediction.
     """
@@ -52,38 +55,41 @@ def remember_observation(state: RunState, job: Job, report: dict[str, Any]) -> s
     told = {name: measured.get(name) for name in ("allocated_bytes", "reserved_bytes", "device_bytes")}
     if not any(told.values()):
         return "nothing was measured that could be compared: no GPU was seen"
-    try:
-        observation, place, store = (
-            importlib.import_module(f"planner.calibrate.{name}") for name in ("observation", "place", "store")
-        )
-    except ImportError:
-        return "this installation keeps no history"
-    if not place.is_wanted():
+    from planner.calibrate.observation import Measured, Observation, mark_of, now, predicted_of
+    from planner.calibrate.place import is_wanted, store_path
+    from planner.calibrate.store import Store
+    from planner.memory.estimate import estimate
+    from planner.speed.estimate import predict_speed
+
+    if not is_wanted():
         return "history is switched off (VRAMPLAN_HISTORY)"
-    record = observation.Observation(
+    plan = job.plan
+    speed = predict_speed(setup, plan.model, plan.machine)
+    record = Observation(
         run_id=state.id,
-        started_at=observation.now(),
+        started_at=now(),
         engine=job.engine,
-        machine=observation.mark_of(job.plan.machine),
-        setup=job.setup.to_dict(),
-        predicted=observation.predicted_of(job.setup, job.plan.model, job.plan.machine, job.estimate, job.speed),
-        measured=observation.Measured(
+        machine=mark_of(plan.machine),
+        setup=setup.to_dict(),
+        # As published, without what history had narrowed: else it would learn from itself.
+        predicted=predicted_of(setup, plan.model, plan.machine, estimate(setup, plan.model, plan.machine), speed),
+        measured=Measured(
             **told,
             host_bytes=measured["host_bytes"],
             tokens_per_second=measured["tokens_per_s"],
             phases=measured["phases"],
         ),
         outcome=_outcome(state),
-        versions=dict(job.plan.machine.software),
+        versions=dict(plan.machine.software),
     )
     try:
-        store.Store(path=place.store_path()).record(record)
+        Store(path=store_path()).record(record)
     except PlannerError as problem:
         return f"the run is not in the history: {problem.sentence}"
     return None
 
 
-def _outcome(state: RunState) -> str:
+def _outcome(state: RunState) -> Outcome:
     last = state.attempts[-1].diagnosis if state.attempts else None
     if last is not None and last.kind == "cuda_oom":
         return "out_of_memory"

@@ -24,6 +24,10 @@ class GpuSampler:
         self._before = {int(each["index"]): each.get("used_bytes") for each in self._safely()}
         self._peak: dict[int, int] = {}
 
+    def forget_peaks(self) -> None:
+        """Begin anew: from here on another setup runs."""
+        self._peak.clear()
+
     def _safely(self) -> Sequence[Reading]:
         with suppress(Exception):  # a driver that goes away must not take the training along
             return self._read()

@@ -42,7 +42,10 @@ Show = Callable[[RunState], None]
 
 
 class Supervisor:
-    """Drives one run. ``show`` gets the state about once a second, in the thread that called ``run``."""
+    """Drives one run. ``show`` gets the state about once a second, in the thread that called ``run``.
+
+    ``setup`` is what runs now, or ran last: the job's own until it is healed.
+    """
 
     def __init__(
         self, job: Job, folder: RunFolder, options: Options, show: Show, environment: Mapping[str, str]
@@ -52,6 +55,7 @@ class Supervisor:
         self._secrets = secrets_of(environment)
         self._prepare = Preparation(job, folder, options, environment)
         self._stops = 0
+        self.setup = job.setup
         self._meter = MemoryMeter(job.devices(environment))
         self._gpus = GpuSampler(self._meter.read, job.capacities())
         self._host = HostSampler()
@@ -104,7 +108,9 @@ class Supervisor:
         job, left = self.job, self.options.retries
         way = first_way(job, self.state.id)
         if way.change:
-            self._save(healed=(way.change,))
+            self.setup = way.setup
+            _, speed = priced(way.setup, job.plan.model, job.plan.machine)
+            self._save(healed=(way.change,), prediction=_prediction(way.estimate, speed))
         purpose: Purpose = "rehearsal" if self._prepare.has_rehearsal() else "training"
         while True:
             diagnosis, lines = self._attempt(purpose, way)
@@ -144,6 +150,9 @@ class Supervisor:
         self._save(status="healing", healed=(*self.state.healed, decision.sentence))
         files = self._prepare.files_for(decision.setup)
         estimate, speed = priced(decision.setup, self.job.plan.model, self.job.plan.machine)
+        if decision.setup != self.setup:
+            self._gpus.forget_peaks()
+        self.setup = decision.setup
         self._save(prediction=_prediction(estimate, speed))
         return Way(
             setup=decision.setup,

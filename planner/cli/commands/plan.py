@@ -40,6 +40,11 @@ def _plan(ctx: typer.Context, **values: Any) -> int:
         return EXIT_FITS
     if values["version"]:
         return _say_version()
+    return _answer(plan_from(values), values)
+
+
+def plan_from(values: dict[str, Any]) -> Plan:
+    """The plan that the flags ask for; --data is read for its lengths. Raises InputError."""
     from planner.api import make
     from planner.hardware.load import load_machine
     from planner.model.catalogue import resolve
@@ -49,10 +54,10 @@ def _plan(ctx: typer.Context, **values: Any) -> int:
     machine = load_machine(gpus=values["gpus"], ram=values["ram"], machine_file=values["machine"])
     refuse_misfits(request, spec)
     if request.data is None:
-        return _answer(make(request, spec, machine), values)
+        return make(request, spec, machine)
     from planner.data.fit import with_lengths
 
-    return _answer(with_lengths(request, spec, lambda asked: make(asked, spec, machine)), values)
+    return with_lengths(request, spec, lambda asked: make(asked, spec, machine))
 
 
 plan_command = with_flags(_plan, PLAN_FLAGS, hide_rare=True)

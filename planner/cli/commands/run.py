@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from planner.run.job import Job
     from planner.run.records import Check, RunState
     from planner.run.state import RunFolder
+    from planner.training import TrainingSetup
 
 _OF_A_FOLDER = ("allow", "machine", "json")
 
@@ -106,17 +107,10 @@ def _taken(plan: str, values: dict[str, Any]) -> Path:
 
 def _planned(values: dict[str, Any]) -> Path:
     """Plan as `plan` does and write the folder. Raises NothingFitsError, InputError."""
-    from planner.cli.commands.plan import refuse_misfits, request_from, written_folder
+    from planner.cli.commands.plan import plan_from, written_folder
     from planner.cli.io import say
-    from planner.hardware.load import load_machine
-    from planner.model.catalogue import resolve
-    from planner.plan.make import make_plan
 
-    request = request_from(values)
-    spec = resolve(request.model)
-    machine = load_machine(gpus=values["gpus"], ram=values["ram"], machine_file=values["machine"])
-    refuse_misfits(request, spec)
-    made = make_plan(request, spec, machine)
+    made = plan_from(values)
     if made.chosen is None:
         raise NothingFitsError(
             "nothing that is allowed fits, so there is nothing to run", hint=next(iter(made.remedies), None)
@@ -240,25 +234,26 @@ def _start(job: Job, options: Options, values: dict[str, Any], environment: dict
     from planner.cli.live import showing
 
     with showing(quiet=bool(values["json"])) as show:
-        state = _supervise(job, folder, options, environment, show)
-    return _finish(job, folder, state, values)
+        ended = _supervise(job, folder, options, environment, show)
+    return _finish(job, folder, *ended, values)
 
 
 def _supervise(
     job: Job, folder: RunFolder, options: Options, environment: dict[str, str], show: Callable[[RunState], None]
-) -> RunState:
+) -> tuple[RunState, TrainingSetup]:
     from planner.run.supervise import Supervisor
 
-    return Supervisor(job, folder, options, show, environment).run()
+    supervisor = Supervisor(job, folder, options, show, environment)
+    return supervisor.run(), supervisor.setup
 
 
-def _finish(job: Job, folder: RunFolder, state: RunState, values: dict[str, Any]) -> int:
+def _finish(job: Job, folder: RunFolder, state: RunState, setup: TrainingSetup, values: dict[str, Any]) -> int:
     """The report, on disk, in the history and on the screen."""
     from planner.cli.io import say, screen, write_out
     from planner.run.learn import PAGE, remember_observation, write_report
 
-    report, problem = write_report(folder, state, job)
-    unkept = remember_observation(state, job, report)
+    report, problem = write_report(folder, state, setup)
+    unkept = remember_observation(state, job, setup, report)
     if values["json"]:
         from planner.cli.jsonout import document
 
@@ -281,8 +276,8 @@ def _detached(
     from planner.run.detach import detach
 
     def work() -> int:
-        state = _supervise(job, folder, options, environment, lambda _: None)
-        return _finish(job, folder, state, {**values, "json": False})
+        ended = _supervise(job, folder, options, environment, lambda _: None)
+        return _finish(job, folder, *ended, {**values, "json": False})
 
     detach(work, folder / "supervisor.log")
     if values["json"]:
