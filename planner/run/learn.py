@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from planner.calibrate.observation import Outcome
-from planner.errors import PlannerError
 from planner.run.job import Job
 from planner.run.page import page
 from planner.run.records import RunState
@@ -56,13 +55,10 @@ def remember_observation(state: RunState, job: Job, setup: TrainingSetup, report
     if not any(told.values()):
         return "nothing was measured that could be compared: no GPU was seen"
     from planner.calibrate.observation import Measured, Observation, mark_of, now, predicted_of
-    from planner.calibrate.place import is_wanted, store_path
-    from planner.calibrate.store import Store
+    from planner.calibrate.store import remember
     from planner.memory.estimate import estimate
     from planner.speed.estimate import predict_speed
 
-    if not is_wanted():
-        return "history is switched off (VRAMPLAN_HISTORY)"
     plan = job.plan
     speed = predict_speed(setup, plan.model, plan.machine)
     record = Observation(
@@ -82,11 +78,8 @@ def remember_observation(state: RunState, job: Job, setup: TrainingSetup, report
         outcome=_outcome(state),
         versions=dict(plan.machine.software),
     )
-    try:
-        Store(path=store_path()).record(record)
-    except PlannerError as problem:
-        return f"the run is not in the history: {problem.sentence}"
-    return None
+    problem = remember(record)
+    return problem and f"the run is not in the history: {problem}"
 
 
 def _outcome(state: RunState) -> Outcome:

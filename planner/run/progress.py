@@ -84,8 +84,8 @@ class Tracker:
             return
         self.marks += 1
         self.first_step = step if self.first_step is None else self.first_step
-        if self._first is None:
-            self._first = (step, at)
+        if self._first is None or at == self._first[1]:
+            self._first = (step, at)  # the last of those that were read at the first look
         known = total if isinstance(total, int) else self.now.total_steps
         self.now = replace(self.now, step=step, total_steps=known, seconds_per_step=self._pace(step, at))
 

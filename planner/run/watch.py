@@ -63,8 +63,9 @@ class Watch:
     def look(self) -> None:
         """Read what the trainer logged since the last look."""
         with self._lock:
+            at = time.time()
             for line in self._tail.new_lines():
-                entry = self.tracker.log_line(line, time.time())
+                entry = self.tracker.log_line(line, at)
                 if entry is not None:
                     self.owner.folder.event("step", purpose=self._purpose, **entry)
             marks = (self.tracker.marks, 0 if self.tracker.marks else self.engine.printed_bytes)

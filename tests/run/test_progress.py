@@ -80,3 +80,10 @@ def test_memory_by_phase_is_the_most_of_each() -> None:
         phases = {"backward": {"allocated_bytes": size * GIB, "reserved_bytes": 1}, "eval": {}}
         tracker.log_line(json.dumps(LOGGED | {"current_steps": step, "memory": phases}), at=float(step))
     assert tracker.now.phases == {"backward": 9 * GIB}
+
+
+def test_the_pace_is_of_looks_not_of_lines() -> None:
+    tracker = Tracker()
+    for step, at in ((1, 10.0), (2, 10.0), (3, 10.0), (4, 12.0), (5, 12.0)):
+        tracker.log_line(json.dumps(LOGGED | {"current_steps": step}), at=at)
+    assert tracker.now.seconds_per_step == 1.0
