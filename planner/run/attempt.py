@@ -59,7 +59,8 @@ class Preparation:
 
     def has_rehearsal(self) -> bool:
         """False where it is not asked for, not known for the engine, or a checkpoint shows that steps went well."""
-        if self.options.skip_worst_case or last_whole(self.job.output) is not None:
+        several = self.job.plan.machine.nodes > 1  # the other machines may not see the same checkpoints
+        if self.options.skip_worst_case or several or last_whole(self.job.output) is not None:
             return False
         return rehearsal(self.job.setup, self.texts(), ranks=self.job.ranks) is not None
 

@@ -62,6 +62,11 @@ def remedy(diagnosis: Diagnosis, case: Situation) -> Change | GiveUp:
     way = ways.get(diagnosis.kind)
     if way is None:
         return GiveUp(reason=diagnosis.cause, next_step=diagnosis.next_step)
+    if case.plan.machine.nodes > 1:
+        return GiveUp(
+            reason=f"{diagnosis.cause}; a run over several machines is not healed, since all would have to change alike",
+            next_step=diagnosis.next_step,
+        )
     if case.retries_left < 1:
         return GiveUp(
             reason=f"{diagnosis.cause}; no attempt is left",

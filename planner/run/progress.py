@@ -96,10 +96,10 @@ class Tracker:
 
     def _values(self, entry: dict[str, Any]) -> None:
         now = self.now
-        loss = _number(entry.get("loss"))
+        loss = _number(entry.get("loss"))  # one that is no number counts as sick, and the last good one stays
         self.now = replace(
             now,
-            loss=now.loss if loss is None else loss,
+            loss=loss if loss is not None and math.isfinite(loss) else now.loss,
             losses=now.losses if loss is None or not math.isfinite(loss) else (*now.losses, loss)[-LOSSES_KEPT:],
             eval_loss=_first_of(_number(entry.get("eval_loss")), now.eval_loss),
             learning_rate=_first_of(_number(entry.get("lr", entry.get("learning_rate"))), now.learning_rate),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import time
@@ -94,7 +95,7 @@ class RunFolder:
             self._append(SAMPLES, {"at": round(now, 2)} | values)
 
     def _append(self, name: str, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry, ensure_ascii=False, allow_nan=True) + "\n"
+        line = json.dumps({key: _finite(value) for key, value in entry.items()}, ensure_ascii=False) + "\n"
         with suppress(OSError), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(line)
 
@@ -106,6 +107,11 @@ class RunFolder:
     def is_asked_to_stop(self) -> bool:
         """True once somebody left word."""
         return (self.path / STOP).exists()
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: such a loss is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def new_run(plan_folder: Path) -> RunFolder:
@@ -132,7 +138,9 @@ def load_state(path: Path) -> RunState:
         return _adapter().validate_json(json.dumps(document))
     except FileNotFoundError:
         raise InputError(f"{str(path)!r} is not the folder of a run: it has no {STATE}") from None
-    except (OSError, ValueError, RecursionError, ValidationError):
+    except OSError as problem:
+        raise InputError(f"{str(file)!r} cannot be read: {(problem.strerror or str(problem)).lower()}") from None
+    except (ValueError, RecursionError, ValidationError):
         aside = _set_aside(file)
         where = f"; it is kept as {aside.name}" if aside else ""
         raise InputError(
@@ -225,20 +233,24 @@ def home_dir() -> Path:
 
 def remember(folder: RunFolder) -> str | None:
     """Enter a run into the index: a file for each, so that none can damage another. A warning where it fails."""
-    path = home_dir() / RUNS / f"{folder.id}.json"
     try:
+        path = home_dir() / RUNS / f"{folder.id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"folder": str(folder.path.resolve())}) + "\n", encoding="utf-8")
-    except OSError as problem:
-        reason = (problem.strerror or str(problem)).lower()
-        return f"the run is not in the index of `plan runs`: {str(path)!r} cannot be written ({reason})"
+    except (OSError, RuntimeError) as problem:  # also the home of nobody
+        reason = str(getattr(problem, "strerror", None) or problem).lower()
+        return f"the run is not in the index of `plan runs`: {reason}"
     return None
 
 
 def known_runs() -> list[Path]:
     """Folders of the runs in the index that are still there, the oldest first; damaged entries are passed by."""
-    found = []
-    for entry in sorted((home_dir() / RUNS).glob("*.json")):
+    found: list[Path] = []
+    try:
+        entries = sorted((home_dir() / RUNS).glob("*.json"))
+    except (OSError, RuntimeError):
+        return found
+    for entry in entries:
         with suppress(OSError, ValueError, TypeError, KeyError):
             folder = Path(json.loads(entry.read_text(encoding="utf-8"))["folder"])
             if folder.is_dir():

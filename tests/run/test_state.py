@@ -145,4 +145,4 @@ def test_an_event_is_one_line_of_json(tmp_path: Path) -> None:
     folder = new_run(tmp_path)
     folder.event("step", loss=float("nan"), text="two\nlines")
     entry = json.loads((folder / "events.jsonl").read_text())
-    assert (entry["event"], entry["text"]) == ("step", "two\nlines")
+    assert (entry["event"], entry["text"], entry["loss"]) == ("step", "two\nlines", None)

@@ -51,9 +51,11 @@ def _run(
     values = every(values, (*PLAN_FLAGS, *RUN_FLAGS))
     options = _options(values)
     folder = _taken(plan, values) if plan is not None else _planned(values)
+    import time
+
     from planner.run.state import only_run
 
-    with only_run(folder, "its lock is held"):
+    with only_run(folder, time.strftime("since %H:%M on %Y-%m-%d")):
         return _run_folder(folder, values, options)
 
 
