@@ -64,7 +64,7 @@ def remedy(diagnosis: Diagnosis, case: Situation) -> Change | GiveUp:
         return GiveUp(reason=diagnosis.cause, next_step=diagnosis.next_step)
     if case.plan.machine.nodes > 1:
         return GiveUp(
-            reason=f"{diagnosis.cause}; a run over several machines is not healed, since all would have to change alike",
+            reason=f"{diagnosis.cause}; a run over several machines is not healed: all would have to change alike",
             next_step=diagnosis.next_step,
         )
     if case.retries_left < 1:
