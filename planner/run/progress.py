@@ -83,7 +83,8 @@ class Tracker:
         if self.now.step is not None and step <= self.now.step:
             return
         self.marks += 1
-        self.first_step = step if self.first_step is None else self.first_step
+        if self.first_step is None and step > 0:
+            self.first_step = step
         if self._first is None or at == self._first[1]:
             self._first = (step, at)  # the last of those that were read at the first look
         known = total if isinstance(total, int) else self.now.total_steps

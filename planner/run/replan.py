@@ -18,11 +18,12 @@ from planner.search.rungs import load_ladder
 from planner.speed.estimate import data_ranks
 from planner.training import FIELD_NAMES, TrainingSetup
 
-# How the same step is computed: neither what is learnt nor what a checkpoint holds.
+# How the same step is computed: neither what is learnt nor what a checkpoint holds. Kernels are not among them: the
+# ladder takes them wherever they work, so where one is off somebody wanted it so, or its package is missing.
 STEP_FIELDS = frozenset(
     {
-        "micro_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "liger_kernel", "attention",
-        "activation_offload", "loss", "eval_micro_batch_size",
+        "micro_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "activation_offload",
+        "eval_micro_batch_size",
     }
 )  # fmt: skip
 # How a step is cut up: free even where it was set by hand, since nothing else may be left.
@@ -75,13 +76,15 @@ def next_setup(
     """The next rung that fits within ``capacity_bytes`` and keeps what is learnt; None where there is none.
 
     ``consent`` holds ids of rungs that may change what is learnt; they count only while nothing has been learnt yet.
-    ``leanest``: the one that takes least instead of the fastest. ``held`` are fields that somebody set by hand.
+    ``leanest``: the one that takes least instead of the fastest. ``held`` are fields that somebody set by hand: they
+    stay, like those that the plan's flags pinned, but for how a step is cut up.
     """
     gpus = tuple(replace(gpu, capacity_bytes=min(gpu.capacity_bytes, capacity_bytes)) for gpu in plan.machine.gpus)
     machine = replace(plan.machine, gpus=gpus)
     asked = frozenset() if has_checkpoint else frozenset(consent)
+    kept = frozenset(held) | frozenset(plan.request.pinned)
     for changes in ({}, *_class_changes(asked, failed)):
-        free = (_free(asked, has_checkpoint) | frozenset(changes)) - (frozenset(held) - SPLIT_FIELDS)
+        free = (_free(asked, has_checkpoint) | frozenset(changes)) - (kept - SPLIT_FIELDS)
         request = _request(plan, failed, asked, free, changes)
         found = _search(replace(request, objective="memory") if leanest else request, plan, machine)
         if found is not None and found != failed:

@@ -125,13 +125,23 @@ def test_no_attempt_is_left_after_the_last() -> None:
     assert "no attempt is left" in end.reason
 
 
-def test_a_switch_that_somebody_set_by_hand_stays() -> None:
+def test_kernels_that_are_off_stay_off() -> None:
     first = made(model="Qwen2.5-0.5B", method="lora", seq_len=512)
     assert first.chosen is not None
     assert first.chosen.setup.liger_kernel
     failed, capacity = first.chosen.setup.but(liger_kernel=False), first.chosen.estimate.required_bytes // 2
-    free = next_setup(first, failed, capacity, consent=(), has_checkpoint=True)
-    held = next_setup(first, failed, capacity, consent=(), has_checkpoint=True, held=("liger_kernel",))
-    assert free is not None
-    assert held is not None
-    assert (free.liger_kernel, held.liger_kernel) == (True, False)
+    found = next_setup(first, failed, capacity, consent=(), has_checkpoint=False)
+    assert found is not None
+    assert not found.liger_kernel
+
+
+def test_what_flags_pinned_or_somebody_set_by_hand_stays() -> None:
+    open_to_all = made(model="7B", method="lora", ram="256GB", global_batch=16)
+    pinned = made(model="7B", method="lora", ram="256GB", global_batch=16, pinned={"parallelism": "ddp"})
+    failed, capacity = setup_of(pinned), 10 * GIB
+    sharded = next_setup(open_to_all, failed, capacity, consent=(), has_checkpoint=False)
+    assert sharded is not None
+    assert sharded.parallelism != "ddp"
+    assert next_setup(pinned, failed, capacity, consent=(), has_checkpoint=False) is None
+    by_hand = next_setup(open_to_all, failed, capacity, consent=(), has_checkpoint=False, held=("parallelism",))
+    assert by_hand is None
