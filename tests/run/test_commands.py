@@ -1,0 +1,107 @@
+"""The commands' words: bad input is one sentence, `--json` one document, exit codes as documented."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from planner.cli.app import run
+from planner.run.state import runs_of
+from tests.run.conftest import ONE, Desk
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    capsys.readouterr()
+    code = run(list(words))
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("run", "nowhere"), "'nowhere' is not the folder of a plan"),
+        (("run",), "--model is missing"),
+        (("run", "{plan}", "--gpus", "1x80GB"), "--gpus plans anew"),
+        (("run", "{plan}", "--stall-minutes", "soon"), "--stall-minutes 'soon' is not a number"),
+        (("run", "{plan}", "--retries", "-1"), "--retries '-1' is not a number"),
+        (("run", "{plan}", "--allow", "qlora"), "--allow: rung 'qlora' is not known; did you mean lora or qlora-nf4"),
+        (("run", "{plan}", "--set", "max_steps"), "is not key=value"),
+        (("run", "{plan}", "--set", "cutof_len=5"), "cutof_len"),
+        (("run", "{plan}", "--python", "/nowhere/python"), "--python '/nowhere/python' does not exist"),
+        (("report", "nothing"), "run 'nothing' is not known"),
+        (("stop",), "no run is known here"),
+        (("attach", "{plan}"), "holds no run"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    desk: Desk, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], sentence: str
+) -> None:
+    plan = str(desk.plan())
+    code, err = told(capsys, *(word.format(plan=plan) for word in words))
+    assert code == 2
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"chosen": null}', '{"chosen": {"setup": {"model": 5}}}', "[1]"])
+def test_a_damaged_plan_is_one_sentence(desk: Desk, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    folder = desk.plan()
+    (folder / "plan.json").write_text(text)
+    code, err = told(capsys, "run", str(folder))
+    assert code == 2
+    assert "plan" in err
+    assert "Traceback" not in err
+    assert runs_of(folder) == []
+
+
+def test_one_document_says_how_it_went(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = desk.plan()
+    capsys.readouterr()
+    assert desk.run(folder, "--json", "--skip-worst-case") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["status"], report["exit_code"], report["steps"]) == ("finished", 0, 12)
+    for words in (["runs"], ["report"], ["attach"], ["stop"]):
+        assert run([*words, "--json"]) == 0
+        json.loads(capsys.readouterr().out)
+
+
+def test_flags_plan_and_run_at_once(desk: Desk, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["run", *ONE, "--python", str(desk.python), "--skip-worst-case", "--set", "max_steps=4"]
+    assert run([*words, "--out", str(tmp_path / "fresh")]) == 0
+    assert len(runs_of(tmp_path / "fresh")) == 1
+    assert run(["run", *ONE[:-2], "--gpus", "1x1GB"]) == 1
+
+
+def test_preflight_alone_starts_nothing(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = desk.plan()
+    assert desk.run(folder, "--preflight-only") == 0
+    assert "Preflight" in capsys.readouterr().out
+    assert desk.run(folder, "--preflight-only", "--json") == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert {check["status"] for check in checks} == {"passed"}
+    assert runs_of(folder) == []
+
+
+def test_finished_weights_without_a_checkpoint_are_not_written_over(desk: Desk) -> None:
+    folder = desk.plan()
+    (folder / "output").mkdir()
+    (folder / "output" / "adapter_model.safetensors").write_bytes(b"trained")
+    assert desk.run(folder) == 6
+    assert runs_of(folder) == []
+
+
+def test_an_uncertain_plan_is_not_started_without_its_longest_batch(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = desk.plan()
+    plan = json.loads((folder / "plan.json").read_text())
+    estimate = plan["chosen"]["estimate"]
+    between = (estimate["allocated_bytes"] + estimate["context_bytes"] + estimate["required_bytes"]) // 2
+    plan["machine"]["gpus"][0]["capacity_bytes"] = between
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert desk.run(folder, "--skip-worst-case") == 5
+    assert "uncertain" in capsys.readouterr().err
+    assert desk.run(folder) == 0
+    assert desk.state(folder).attempts[0].purpose == "rehearsal"
