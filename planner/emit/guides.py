@@ -87,7 +87,13 @@ _GUIDES: dict[str, Guide] = {
     ),
     "transformers": Guide(
         settings_file="train_args.json",
-        log_note="Loss and speed are on the screen, and the largest memory that was allocated is its last line.",
+        log_note="`output/trainer_log.jsonl` has loss, speed and the memory that was used.",
+        packages=_transformers_packages,
+        after=_transformers_after,
+    ),
+    "embedded": Guide(
+        settings_file="train.json",
+        log_note="`output/trainer_log.jsonl` has loss, speed and the memory that each phase used.",
         packages=_transformers_packages,
         after=_transformers_after,
     ),

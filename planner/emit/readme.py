@@ -14,8 +14,14 @@ from planner.training import ZERO, TrainingSetup
 from planner.units import show_count, show_gib
 
 _WHAT = {
-    "train.py": "the training script: transformers' Trainer",
-    "train_args.json": "every setting of the script",
+    "train.py": "the training script",
+    "train_args.json": "every setting of the script, which runs transformers' Trainer",
+    "train.json": "every setting of the script, which is a loop around accelerate",
+    "samples.py": "reads the data and makes token ids and labels of it",
+    "model.py": "loads the model, quantized and with adapters where the settings say so",
+    "progress.py": "writes `trainer_log.jsonl`",
+    "checkpoints.py": "writes checkpoints, and goes on from the last one",
+    "sharding.py": "FSDP 2 by PyTorch's fully_shard",
     "train.yaml": "the arguments of LLaMA-Factory, every one that memory depends on stated",
     "ds_config.json": "DeepSpeed's settings, with the buckets that were priced",
     "accelerate.yaml": "the launch configuration of accelerate",

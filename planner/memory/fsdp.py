@@ -21,6 +21,8 @@ from planner.training import DTYPE_BYTES, TrainingSetup
 # litgpt wraps whole blocks: one flat parameter of frozen and trained weights has gradients for all of them (PyTorch's
 # FSDP notes on use_orig_params and frozen parameters).
 MIXES_FROZEN = OWN_MODELING
+# Its loop reduces in every round of accumulation (templates/embedded/train.py), so whole gradients are never held.
+REDUCES_EVERY_ROUND = frozenset({"embedded"})
 REDUCES_IN_FP32 = frozenset({"torchtitan"})  # its MixedPrecisionPolicy; accelerate reduces in the compute dtype
 
 
@@ -174,7 +176,11 @@ class _Gradients:
         transformers' Trainer enters accelerate's no_sync for every micro batch but the last (since 4.46), which knows
         FSDP2 since 1.11; FSDP2 accumulates in the reduce dtype, FSDP1 in the compute dtype.
         """
-        return self.elements * (self.reduce if self.fsdp2 else self.compute) if self.accumulates else 0
+        if not self.accumulates:
+            return 0
+        if self.setup.engine in REDUCES_EVERY_ROUND:
+            return 0 if self.offloaded else self.sharded
+        return self.elements * (self.reduce if self.fsdp2 else self.compute)
 
     def reducing(self) -> int:
         """What a layer's gradients are reduced through, with the new shard.
@@ -203,7 +209,7 @@ class _Gradients:
 
     def notes(self) -> tuple[str, ...]:
         """What a reader should know."""
-        if self.accumulates and self.elements:
+        if self.accumulates and self.elements and self.setup.engine not in REDUCES_EVERY_ROUND:
             size = self.carried() / 1e9
             return (f"gradient accumulation under FSDP keeps {size:.1f} GB of unsharded gradients on every GPU",)
         return ()

@@ -190,6 +190,8 @@ def _frozen_dtype(setup: TrainingSetup, stored: str, quantized: str, compute: Dt
         return compute
     if setup.engine in OWN_LOOPS:
         return "fp32" if setup.engine == "torchtitan" else compute
+    if setup.engine == "embedded" and not setup.is_adapter and setup.parallelism not in ZERO:
+        return "fp32"
     loads_fp32 = setup.engine not in ("llamafactory", "axolotl") and version_of(setup, "transformers") < (5,)
     if setup.engine == "trl" or (loads_fp32 and not setup.is_adapter):
         return "fp32"

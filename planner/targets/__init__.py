@@ -65,4 +65,9 @@ TARGETS: dict[str, Target] = {
         module="planner.targets.transformers_script",
         reader="planner.targets.transformers_script",
     ),
+    "embedded": Target(
+        file_name="train.json",
+        module="planner.targets.embedded",
+        reader="planner.targets.embedded",
+    ),
 }
