@@ -38,7 +38,7 @@ def make_accelerator(settings):
     return Accelerator(
         mixed_precision="bf16" if arguments["bf16"] else "fp16" if arguments["fp16"] else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
-        cpu=arguments.get("use_cpu", False),
+        cpu=arguments.get("use_cpu", False) and kind not in ZERO,  # asked for the CPU, accelerate forgets DeepSpeed
         log_with=None if arguments["report_to"] == "none" else arguments["report_to"],
         project_dir=arguments["output_dir"],
         dynamo_backend="inductor" if arguments["torch_compile"] else "no",
