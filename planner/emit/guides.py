@@ -51,6 +51,10 @@ def _transformers_packages(setup: TrainingSetup) -> list[str]:
     return ["transformers>=5.5", "accelerate>=1.11", *peft, *deepspeed, *_extra_packages(setup)]
 
 
+def _trl_packages(setup: TrainingSetup) -> list[str]:
+    return ["trl>=1.15", *_transformers_packages(setup)]
+
+
 def _llamafactory_after(setup: TrainingSetup, context: EmitContext) -> list[str]:
     # Without a YAML file in front of them, LLaMA-Factory 0.9.5 reads settings as --flags only (hparams/parser.py).
     template = ("--template", context.template) if context.template else ()
@@ -89,6 +93,12 @@ _GUIDES: dict[str, Guide] = {
         settings_file="train_args.json",
         log_note="`output/trainer_log.jsonl` has loss, speed and the memory that was used.",
         packages=_transformers_packages,
+        after=_transformers_after,
+    ),
+    "trl": Guide(
+        settings_file="train.yaml",
+        log_note="`output/trainer_log.jsonl` has loss, speed and the memory that was used.",
+        packages=_trl_packages,
         after=_transformers_after,
     ),
     "embedded": Guide(

@@ -22,7 +22,7 @@ _WHAT = {
     "progress.py": "writes `trainer_log.jsonl`",
     "checkpoints.py": "writes checkpoints, and goes on from the last one",
     "sharding.py": "FSDP 2 by PyTorch's fully_shard",
-    "train.yaml": "the arguments of LLaMA-Factory, every one that memory depends on stated",
+    "train.yaml": "the trainer's arguments, every one that memory depends on stated",
     "ds_config.json": "DeepSpeed's settings, with the buckets that were priced",
     "accelerate.yaml": "the launch configuration of accelerate",
     "dataset_info.json": "names the data and its columns",

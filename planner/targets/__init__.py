@@ -65,6 +65,11 @@ TARGETS: dict[str, Target] = {
         module="planner.targets.transformers_script",
         reader="planner.targets.transformers_script",
     ),
+    "trl": Target(
+        file_name="train.yaml",
+        module="planner.targets.trl",
+        reader="planner.targets.trl_read",
+    ),
     "embedded": Target(
         file_name="train.json",
         module="planner.targets.embedded",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from planner.errors import InputError
 from planner.files import read_text
-from planner.targets import TARGETS, Target, accelerate, deepspeed, sidecar
+from planner.targets import TARGETS, Target, accelerate, deepspeed, sidecar, trl_read
 from planner.targets.context import Reading
 from planner.targets.yaml_text import load_yaml
 
@@ -34,8 +34,8 @@ def _read_folder(folder: Path) -> Reading:
 def _target_of(folder: Path) -> Target:
     for target in TARGETS.values():
         if (folder / target.file_name).is_file():
-            return target
-    names = " or ".join(target.file_name for target in TARGETS.values())
+            return TARGETS[_owner(_text(folder / trl_read.FILE_NAME))] if target.file_name.endswith(".yaml") else target
+    names = " or ".join(dict.fromkeys(target.file_name for target in TARGETS.values()))
     raise InputError(f"config {str(folder)!r} is not the folder of a plan: it has no {names}")
 
 
@@ -48,7 +48,12 @@ def _read_yaml(place: Path) -> Reading:
         found = _find(name, place.parent)
         if found is not None:
             texts[name] = _text(found)
-    return TARGETS["llamafactory"].read(texts, hidden_of=_hidden_of, name=place.name)
+    return TARGETS[_owner(texts[place.name])].read(texts, hidden_of=_hidden_of, name=place.name)
+
+
+def _owner(text: str) -> str:
+    """Whose ``train.yaml`` it is: LLaMA-Factory's and TRL's share the name."""
+    return "trl" if trl_read.is_ours(load_yaml(text, place=trl_read.FILE_NAME)) else "llamafactory"
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,158 @@
+"""TRL's train.yaml back into a setup, with TRL's own defaults for what is absent (trl 1.16.0)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from planner.errors import InputError
+from planner.targets import accelerate, deepspeed
+from planner.targets.context import Reading
+from planner.targets.sidecar import sidecar_fields
+from planner.targets.yaml_text import load_yaml
+from planner.training import setup_from_mapping
+
+FILE_NAME = "train.yaml"
+COMMANDS = {"pt": "sft", "sft": "sft", "dpo": "dpo", "kto": "kto", "rm": "reward"}  # stage -> trl's subcommand
+TORCH = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_DTYPES = {word: dtype for dtype, word in TORCH.items()}
+# Keys that LLaMA-Factory's train.yaml does not have, and the two that every one of its files has.
+OWN_KEYS = frozenset({"use_peft", "dtype", "attn_implementation", "dataset_name", "datasets", "max_length"})
+FOREIGN_KEYS = frozenset({"stage", "finetuning_type"})
+UNPRICED: dict[str, Any] = {
+    "activation_offloading": False,
+    "padding_free": False,
+    "precompute_ref_log_probs": False,
+    "neftune_noise_alpha": None,
+    "lora_target_parameters": None,
+    "auto_find_batch_size": False,
+    "optim_target_modules": None,
+    "label_smoothing_factor": 0.0,
+    "router_aux_loss_coef": None,
+    "model_init_kwargs": None,
+}
+
+
+def is_ours(values: Mapping[str, Any]) -> bool:
+    """Whether a train.yaml is TRL's rather than LLaMA-Factory's."""
+    return not FOREIGN_KEYS & set(values) and bool(OWN_KEYS & set(values))
+
+
+def read(
+    texts: Mapping[str, str], *, hidden_of: Callable[[str], int | None] | None = None, name: str = FILE_NAME
+) -> Reading:
+    """The setup that ``texts`` state; ``name`` is TRL's YAML among them. Raises InputError for what is not TRL's."""
+    values = load_yaml(texts[name], place=name)
+    if not isinstance(values.get("model_name_or_path"), str):
+        raise InputError(f"{name}: model_name_or_path is missing; TRL's command needs it")
+    fields = _stage(values) | _model(values, name) | _adapter(values) | _batch(values) | _precision(values, name)
+    fields |= sidecar_fields(texts)
+    fields |= _sharding(values, texts, hidden_of, name)
+    return Reading(setup=setup_from_mapping({"engine": "trl", **fields}, place=name), warnings=_warnings(values))
+
+
+def _stage(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The stage by the keys that only it has: TRL's file does not name its command."""
+    if "desirable_weight" in values or values.get("loss_type") in ("kto", "apo_zero_unpaired"):
+        return {"stage": "kto"}
+    if "num_generations" in values or "reward_funcs" in values:
+        return {"stage": "grpo"}
+    if "beta" in values or isinstance(values.get("loss_type"), list):
+        losses = values.get("loss_type") or ["sigmoid"]
+        loss = losses[0] if isinstance(losses, list) else losses
+        return {"stage": "dpo", "pref_loss": None if loss == "sigmoid" else loss}
+    if values.get("lora_task_type") == "SEQ_CLS" or "center_rewards_coefficient" in values or "packing" not in values:
+        is_reward = values.get("lora_task_type") == "SEQ_CLS" or bool(
+            {"center_rewards_coefficient", "disable_dropout"} & set(values)
+        )
+        return {"stage": "rm" if is_reward else "sft"}
+    return {"stage": "pt" if values.get("completion_only_loss") is False else "sft"}
+
+
+def _model(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    word = values.get("dtype") or "float32"
+    if word != "auto" and word not in _DTYPES:
+        raise InputError(f"{name}: dtype {word} is not valid; choose auto, {', '.join(_DTYPES)}")
+    fields = {
+        "model": values["model_name_or_path"],
+        "attention": values.get("attn_implementation") or "sdpa",
+        "seq_len": values.get("max_length") or 1024,
+        "packing": bool(values.get("packing", False)),
+    }
+    return fields if word == "auto" else fields | {"param_dtype": _DTYPES[word]}
+
+
+def _adapter(values: Mapping[str, Any]) -> dict[str, Any]:
+    if not values.get("use_peft", False):
+        return {"method": "full"}
+    bits = 4 if values.get("load_in_4bit") else 8 if values.get("load_in_8bit") else None
+    target = values.get("lora_target_modules") or "all"
+    fields: dict[str, Any] = {
+        "method": "dora" if values.get("use_dora") else "qlora" if bits else "lora",
+        "lora_rank": values.get("lora_r", 16),
+        "lora_dropout": values.get("lora_dropout", 0.05),
+        "lora_target": "all" if target in ("all-linear", ["all-linear"], "all") else target,
+        "additional_target": values.get("lora_modules_to_save") or (),
+        "quantization_bit": bits,
+    }
+    if bits == 4:
+        fields["double_quantization"] = bool(values.get("use_bnb_nested_quant", False))
+    return fields
+
+
+def _batch(values: Mapping[str, Any]) -> dict[str, Any]:
+    evaluates = values.get("eval_strategy", "no") != "no"
+    return {
+        "micro_batch_size": values.get("per_device_train_batch_size", 8),
+        "gradient_accumulation_steps": values.get("gradient_accumulation_steps", 1),
+        "eval_micro_batch_size": values.get("per_device_eval_batch_size", 8) if evaluates else None,
+        "optim": values.get("optim", "adamw_torch_fused"),
+        "gradient_checkpointing": bool(values.get("gradient_checkpointing", True)),
+        "liger_kernel": bool(values.get("use_liger_kernel", False)),
+        "torch_compile": bool(values.get("torch_compile", False)),
+    }
+
+
+def _precision(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """bf16 is on unless fp16 is, or it is switched off (trainer/base_config.py)."""
+    half = bool(values.get("fp16", False))
+    brain = values.get("bf16")
+    return {"compute_dtype": "fp16" if half else "bf16" if brain is None or brain else "fp32"}
+
+
+def _sharding(
+    values: Mapping[str, Any],
+    texts: Mapping[str, str],
+    hidden_of: Callable[[str], int | None] | None,
+    name: str,
+) -> dict[str, Any]:
+    config = values.get("deepspeed")
+    if config is not None:
+        hidden = hidden_of(values["model_name_or_path"]) if hidden_of else None
+        return deepspeed.read(_deepspeed_config(config, texts, name), hidden)
+    if accelerate.FILE_NAME in texts:
+        return accelerate.read(load_yaml(texts[accelerate.FILE_NAME], place=accelerate.FILE_NAME))
+    return accelerate.read_trainer_fsdp(values.get("fsdp"), values.get("fsdp_config"))
+
+
+def _deepspeed_config(config: Any, texts: Mapping[str, str], name: str) -> dict[str, Any]:
+    if isinstance(config, dict):
+        return config
+    if config not in texts:
+        raise InputError(f"{name}: deepspeed names the file {config!r}, which is not there")
+    try:
+        loaded = json.loads(texts[config])
+    except ValueError as problem:
+        raise InputError(f"{config}: is not JSON ({problem})") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{config}: is not a JSON object")
+    return loaded
+
+
+def _warnings(values: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(
+        f"{key}: {values[key]} is not priced: the estimate is made as if it were {neutral}"
+        for key, neutral in UNPRICED.items()
+        if values.get(key, neutral) != neutral
+    )
