@@ -47,6 +47,7 @@ FUSED_IN_MODEL = LossCurve(4, 6, 4)
 FUSED_IN_MODEL_AUTOCAST = LossCurve(10, 14, 10)
 SHIFTED_COPY = frozenset({"hf_4_48", "hf_4_45"})
 LITGPT_CHUNK_TOKENS = 128
+TILE_TOKENS, TILE_WORDS = 4096, 32768
 TORCHTUNE_CHUNKS = 8
 DPO_WITH_REFERENCE = LossCurve(20, 12, 2)  # traced: both models' logits in fp32, their log-softmaxes, 16-bit logits
 DPO_ALONE = LossCurve(10, 12, 2)
@@ -110,6 +111,8 @@ def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: in
     vocab = spec.vocab
     if regime.loss == "fused_linear" and setup.stage in ("pt", "sft"):
         return _fused_linear(spec, regime, tokens, head_trained=head_trained)
+    if regime.loss == "tiles" and setup.stage not in ("rm", "ppo"):
+        return _tiles(setup, spec, regime, tokens, head_trained=head_trained)
     if regime.loss == "chunked":
         return _chunked(setup, spec, regime, tokens, head_trained=head_trained)
     curve = loss_curve(setup, spec, regime)
@@ -146,6 +149,24 @@ def _fused_linear(spec: ModelSpec, regime: Regime, tokens: int, *, head_trained:
         forward=logits + gradient_in + chunk * spec.vocab * width,
         backward=gradient_in, head=gradient_in, kept=head_gradient, temporary=extra,
     )  # fmt: skip
+
+
+def _tiles(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: int, *, head_trained: bool) -> LossBytes:
+    """TRL 1.15: the head's products in tiles of 4,096 tokens by 32,768 words, each folded into sums of a token.
+
+    The hidden states of the answers' tokens (here: all) are copied and kept for backward, which makes the tiles again
+    and adds the gradients of the hidden states and of a trained head in fp32, then casts them. A preference stage
+    projects the reference's hidden states too, before those that are kept. Source: trl 1.16.0
+    kernels/chunked_logprob.py, trainer/utils.py (add_fused_lm_head). Leaves out: a dozen floats a token.
+    """
+    tile = min(tokens, TILE_TOKENS) * TILE_WORDS * bytes_of(regime.compute)
+    rows = min(tokens, TILE_TOKENS) * spec.hidden * bytes_of(regime.compute) if regime.stream != regime.compute else 0
+    words = TILE_WORDS * spec.hidden * bytes_of(regime.compute) if regime.head != regime.compute else 0
+    kept = tokens * spec.hidden * bytes_of(regime.stream)
+    gradient_in = tokens * spec.hidden * (4 + bytes_of(regime.stream))
+    head = spec.vocab * spec.hidden * 4 if head_trained else 0
+    moment = tile + rows + words + kept
+    return LossBytes(forward=moment, backward=moment + gradient_in, head=kept + gradient_in, head_gradient=head)
 
 
 def _chunked(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: int, *, head_trained: bool) -> LossBytes:

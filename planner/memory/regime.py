@@ -18,12 +18,14 @@ from planner.model.spec import ModelSpec
 from planner.training import DTYPE_BYTES, FSDP, ZERO, Dtype, TrainingSetup
 
 LossCopies = Literal[
-    "hf_4_49", "hf_4_48", "hf_4_45", "in_model", "torchtune", "trl", "loop", "raw", "fused", "fused_linear", "chunked"
+    "hf_4_49", "hf_4_48", "hf_4_45", "in_model", "torchtune", "trl", "tiles", "loop", "raw", "fused", "fused_linear",
+    "chunked",
 ]
 T = TypeVar("T")
 # What each engine's newest release resolves to (metadata of the wheels on 2026-11-20).
 RESOLVED_VERSIONS: dict[str, dict[str, str]] = {
     "llamafactory": {"transformers": "5.6.0", "accelerate": "1.11.0", "peft": "0.18.1", "torch": "2.13.0"},
+    "trl": {"transformers": "5.23.0", "accelerate": "1.15.0", "peft": "0.21.2", "torch": "2.13.0", "trl": "1.16.0"},
     "other": {"transformers": "5.23.0", "accelerate": "1.15.0", "peft": "0.21.2", "torch": "2.13.0"},
 }
 TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "transformers-pure", "trl", "embedded", "axolotl"})
@@ -90,6 +92,13 @@ def version_of(setup: TrainingSetup, package: str) -> tuple[int, ...]:
     text = setup.versions.get(package, known.get(package, "999"))
     numbers = [int(part) for part in text.split(".")[:3] if part.isdigit()]
     return tuple(numbers) or (999,)
+
+
+def trl_version(setup: TrainingSetup) -> tuple[int, ...]:
+    """TRL's version where it is the engine; a setup that names an older transformers alone had TRL's of its time."""
+    if "trl" not in setup.versions and version_of(setup, "transformers") < (5,):
+        return (0, 24)
+    return version_of(setup, "trl")
 
 
 def resolve_regime(setup: TrainingSetup, spec: ModelSpec, *, has_bf16: bool | None = True) -> Regime:
@@ -219,6 +228,8 @@ def _adapter_dtype(setup: TrainingSetup, sharded: str, quantized: str, compute: 
         return setup.adapter_dtype
     if sharded in ZERO or setup.engine in OWN_LOOPS - HAND_WRITTEN:
         return compute
+    if setup.engine == "trl" and quantized in ("nf4", "int8") and trl_version(setup) >= (1,):
+        return "bf16"  # trainer/sft_trainer.py makes every trained tensor of a quantized model bf16
     return "fp32"
 
 
@@ -256,7 +267,7 @@ def _load_dtype(setup: TrainingSetup, frozen: Dtype) -> Dtype:
 
 
 def _kbit_upcast(setup: TrainingSetup, quantized: str) -> str:
-    """``prepare_model_for_kbit_training``: TRL calls it; LLaMA-Factory and a plain Trainer do not.
+    """``prepare_model_for_kbit_training``: TRL did before 1.0; LLaMA-Factory and a plain Trainer do not.
 
     FSDP1 flattens a layer into one tensor of one dtype, so fp32 norms cannot stand beside a 16-bit store there.
     """
@@ -264,7 +275,8 @@ def _kbit_upcast(setup: TrainingSetup, quantized: str) -> str:
         return "none"
     if setup.kbit_upcast is not None:
         return setup.kbit_upcast
-    prepares = setup.engine == "trl" and quantized in ("nf4", "int8")  # is_loaded_in_4bit or 8bit, so not GPTQ
+    # is_loaded_in_4bit or 8bit, so not GPTQ; TRL 1.0 has no such call any more
+    prepares = setup.engine == "trl" and quantized in ("nf4", "int8") and trl_version(setup) < (1,)
     return "all" if prepares and (setup.parallelism or "none") not in FSDP | ZERO else "none"
 
 
@@ -274,6 +286,8 @@ LOSS_IN_MODEL = frozenset({"gpt2", "gpt_bigcode", "bloom", "falcon", "opt", "cod
 
 def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
     """The path of logits and cross-entropy; outside pt and sft LLaMA-Factory switches the fused linear one off."""
+    if setup.engine == "trl" and setup.loss is None and trl_version(setup) >= (1, 15):
+        return "tiles"  # trainer/utils.py add_fused_lm_head; Liger's own fused loss is switched off
     if setup.loss == "fused_linear" or (setup.loss is None and setup.liger_kernel and setup.stage in ("pt", "sft")):
         return "fused_linear"
     if setup.loss == "chunked" or (setup.loss is None and setup.engine == "litgpt"):
@@ -296,6 +310,8 @@ def _reentrant(setup: TrainingSetup) -> bool:
     """LLaMA-Factory and transformers 4 checkpoint reentrantly (not under FSDP2); transformers 5, own loops do not."""
     if setup.parallelism == "fsdp2" or setup.engine in OWN_LOOPS - HAND_WRITTEN or setup.engine == "embedded":
         return False
+    if setup.engine == "trl" and trl_version(setup) >= (1,):  # sft_trainer.py forces it for adapters under ZeRO-3
+        return setup.is_adapter and setup.parallelism == "zero3"
     return setup.engine == "llamafactory" or version_of(setup, "transformers") < (5,)
 
 

@@ -180,12 +180,14 @@ class Timeline:
         step = self.step
         if not step.parts.head_trained or step.regime.loss == "fused_linear":
             return 0
+        if step.regime.loss == "tiles":  # summed in fp32, then cast
+            itemsize = 4 if step.regime.gradient == "fp32" else 4 + bytes_of(step.regime.gradient)
         return step.spec.vocab * step.spec.hidden * itemsize
 
     def _widened_head(self) -> int:
         """Under autocast the head's 16-bit gradient is cast to the weight's fp32 while both exist."""
         regime = self.step.regime
-        if regime.autocast is None or (self.step.setup.parallelism or "none") in FSDP:
+        if regime.autocast is None or (self.step.setup.parallelism or "none") in FSDP or regime.loss == "tiles":
             return 0
         return self._head_gradient(bytes_of(regime.compute) + bytes_of(regime.gradient))
 
@@ -203,6 +205,8 @@ class Timeline:
         """Autocast's 16-bit copy of an fp32 head, alive from its matmul to its backward."""
         regime, spec = self.step.regime, self.step.spec
         held = regime.whole if self.step.setup.is_adapter and self.step.parts.head_trained else regime.head
+        if regime.loss == "tiles":  # cast slice by slice, outside autocast's cache
+            return 0
         if regime.autocast is None or held != "fp32" or (self.step.setup.parallelism or "none") in FSDP:
             return 0
         return spec.vocab * spec.hidden * bytes_of(regime.compute)

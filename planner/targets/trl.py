@@ -281,7 +281,7 @@ def _output(setup: TrainingSetup, context: EmitContext) -> Values:
 def launch(setup: TrainingSetup, context: EmitContext) -> Launch:
     """accelerate for FSDP, torchrun for the rest; TRL's own command where it starts as many processes as planned."""
     command = COMMANDS[setup.stage]
-    tail = (SCRIPT, command, "--config", FILE_NAME)
+    tail = (SCRIPT, command)
     by_torchrun = Launcher(
         name="torchrun",
         words=torchrun_words(context, tail),
@@ -307,5 +307,5 @@ def launch(setup: TrainingSetup, context: EmitContext) -> Launch:
         environment=place_environment(context),
         remedy="install TRL: pip install trl peft",
         alone="No other launcher passes FSDP's settings on.",
-        override="--max_steps 10",
+        override="max_steps=10",
     )

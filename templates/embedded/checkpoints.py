@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-STATE, OPTIMIZER = "run_state.json", "optimizer.pt"
+STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"  # the state is written last, by its Trainer's name
 ZERO = ("zero1", "zero2", "zero3")
 
 
@@ -71,8 +71,8 @@ def save_checkpoint(run):
     torch.save(random_state(run), part / f"random-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        facts = {"step": run.step, "tokens": run.tokens, "form": form_of(run), "processes": accelerator.num_processes}
-        facts["effective_batch"] = run.order.size
+        facts = {"global_step": run.step, "max_steps": run.total, "tokens": run.tokens, "form": form_of(run)}
+        facts |= {"effective_batch": run.order.size, "processes": accelerator.num_processes}
         (part / STATE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
@@ -100,7 +100,7 @@ def restore_optimizer(run, checkpoint):
     """Step, tokens and the optimizer's states; states in another form are left behind, and that is said."""
     folder = Path(checkpoint)
     facts = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    run.step, run.tokens = facts["step"], facts["tokens"]
+    run.step, run.tokens = facts["global_step"], facts["tokens"]
     if facts["effective_batch"] != run.order.size:
         batch = f"{facts['effective_batch']} sequences, and this run has {run.order.size}"
         sys.exit(

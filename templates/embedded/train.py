@@ -274,7 +274,7 @@ class Run:
                 self.say(eval_loss=round(self.evaluate(), 6))
             elif self.held_out and self.step == 2:  # the optimizer's states exist now: does the largest batch fit?
                 self.evaluate(longest_only=True)
-            if self.step % arguments["save_steps"] == 0 and self.step < self.total:
+            if self.step % arguments["save_steps"] == 0:
                 self.save()
 
     def save(self):

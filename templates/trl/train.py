@@ -1,8 +1,8 @@
-"""Run TRL's own script for a stage on train.yaml: ``train.py sft --config train.yaml``, one process a GPU.
+"""Run TRL's own script for a stage on train.yaml: ``train.py sft``, one process a GPU.
 
 Before it starts, the data of dataset_info.json are written to ``prepared/`` in TRL's form; while it runs,
 ``trainer_log.jsonl`` is written; and a run that was interrupted goes on from its last checkpoint. Words behind the
-stage are TRL's arguments and override train.yaml: ``--max_steps 10``.
+stage such as ``max_steps=10`` override train.yaml, ``deepspeed=null`` takes a key out of it.
 """
 
 import json
@@ -23,13 +23,15 @@ PREPARED = HERE / "prepared"
 STAGES = ("sft", "dpo", "kto", "reward")
 
 
-def stated(words):
-    """The values of train.yaml that this script needs, with those of the command line."""
+def read_settings(words):
+    """The values of train.yaml with the overrides of the command line; what is null is left to TRL."""
     values = yaml.safe_load((HERE / "train.yaml").read_text(encoding="utf-8"))
-    for place, word in enumerate(words[:-1]):
-        if word.startswith("--") and word[2:] in values:
-            values[word[2:]] = words[place + 1]
-    return values
+    for word in words:
+        key, sign, text = word.partition("=")
+        if not sign or not key.isidentifier():
+            sys.exit(f"error: {word!r} is no override; write key=value, with a key of TRL's arguments")
+        values[key] = yaml.safe_load(text)
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def sample_of(stage, values, row, entry, tokenizer):
@@ -66,11 +68,16 @@ def prepare(stage, values):
         else:
             count = max(1, len(sets["train"]) // 10)
             sets = {"train": sets["train"][count:], "test": sets["train"][:count]}
-    PREPARED.mkdir(exist_ok=True)
     for name, samples in sets.items():
-        part = PREPARED / f".{name}-{os.environ.get('RANK', '0')}"
-        part.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
-        part.replace(PREPARED / f"{name}.jsonl")
+        place(PREPARED / f"{name}.jsonl", "".join(json.dumps(sample) + "\n" for sample in samples))
+
+
+def place(path, text):
+    """Write a file that other processes write at the same time: whole, or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(f".{path.name}-{os.environ.get('RANK', '0')}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def samples_of(stage, values, name, tokenizer):
@@ -96,11 +103,13 @@ def main():
     stage, *words = sys.argv[1:] or [""]
     if stage not in STAGES:
         sys.exit(f"error: stage {stage!r} is not known; choose {', '.join(STAGES)}")
-    values = stated(words)
+    values = read_settings(words)
     prepare(stage, values)
+    config = HERE / ".train.yaml"  # TRL reads train.yaml as it is; overrides need a file of their own
+    place(config, yaml.safe_dump(values, sort_keys=False))
     resume_by_itself(values["output_dir"])
     transformers.trainer.DEFAULT_CALLBACKS.append(ProgressLog)
-    sys.argv = [f"trl {stage}", *words]
+    sys.argv = [f"trl {stage}", "--config", str(config)]
     runpy.run_module(f"trl.scripts.{stage}", run_name="__main__", alter_sys=False)
 
 

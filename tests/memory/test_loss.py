@@ -42,7 +42,7 @@ def plain(version: str) -> dict[str, Any]:
         pytest.param({"loss": "fused"}, 8, 8, id="a fused kernel in place"),
         pytest.param({"engine": "torchtitan"}, 10, 14, id="a loop that holds the outputs"),
         pytest.param({"engine": "pytorch"}, 10, 14, id="a hand-written loop holds 16-bit outputs"),
-        pytest.param({"engine": "trl"}, 12, 12, id="TRL's metrics"),
+        pytest.param({"engine": "trl", "versions": {"trl": "0.24"}}, 12, 12, id="TRL's metrics"),
     ],
 )
 def test_bytes_per_logit(fields: dict[str, Any], forward: int, backward: int) -> None:
@@ -55,6 +55,19 @@ def test_bytes_per_logit(fields: dict[str, Any], forward: int, backward: int) ->
 def test_one_sequence_without_its_last_token_is_no_copy(version: str, several: int, one: int) -> None:
     assert loss_of(4096, **plain(version)).forward == several * V * 4096
     assert loss_of(2048, micro_batch_size=1, **plain(version)).forward == one * V * 2048
+
+
+def test_trl_projects_in_tiles_whatever_the_vocabulary() -> None:
+    """4,096 tokens by 32,768 words at once; the hidden states are copied, their gradients summed in fp32."""
+    base = {"engine": "trl", "param_dtype": "bf16"}
+    loss, longer = loss_of(**base), loss_of(2 * TOKENS, **base)
+    tile = 4096 * 32_768 * 2
+    assert loss.forward == tile + TOKENS * H * 2
+    assert loss.backward == loss.forward + TOKENS * H * (4 + 2)
+    assert longer.forward == tile + 2 * TOKENS * H * 2
+    assert loss.head_gradient == 0
+    assert loss_of(**base, method="full", head_trained=True).head_gradient == V * H * 4
+    assert loss_of(engine="trl").forward - loss.forward == (TOKENS * H * 2) + (TOKENS + 32_768) * H * 2  # fp32 weights
 
 
 def test_liger_works_on_chunks() -> None:

@@ -175,9 +175,13 @@ def test_the_newest_plain_trainer_loads_as_stored_and_the_old_one_in_fp32() -> N
     assert regime(method="full", engine="llamafactory", versions={"transformers": "4.57.1"}).trained == "fp32"
 
 
-def test_trl_makes_even_a_frozen_base_fp32_and_prepares_quantized_models() -> None:
+def test_trl_makes_even_a_frozen_base_fp32_and_prepared_quantized_models_before_1_0() -> None:
     assert regime(method="lora", engine="trl").frozen == "fp32"
-    prepared = regime(method="qlora", engine="trl")
+    assert regime(method="lora", engine="trl").adapter == "fp32"
+    newest = regime(method="qlora", engine="trl")
+    assert (newest.norms, newest.embedding, newest.adapter) == ("bf16",) * 3
+    prepared = regime(method="qlora", engine="trl", versions={"trl": "0.24"})
+    assert prepared.adapter == "fp32"
     assert (prepared.norms, prepared.embedding, prepared.head, prepared.stream) == ("fp32",) * 4
     plain = regime(method="qlora")
     assert (plain.norms, plain.embedding, plain.head, plain.stream) == ("bf16",) * 4
@@ -230,7 +234,10 @@ def test_cards_without_bf16_compute_in_fp16() -> None:
         ({"liger_kernel": True, "loss": "torch"}, "hf_4_49"),
         ({"loss": "chunked"}, "chunked"),
         ({"unsloth": True}, "fused"),
-        ({"engine": "trl"}, "trl"),
+        ({"engine": "trl"}, "tiles"),
+        ({"engine": "trl", "liger_kernel": True}, "tiles"),  # TRL switches Liger's fused loss off
+        ({"engine": "trl", "versions": {"trl": "1.0"}}, "trl"),
+        ({"engine": "trl", "versions": {"transformers": "4.57"}}, "trl"),
         ({"engine": "torchtune"}, "torchtune"),
         ({"engine": "litgpt"}, "chunked"),
         ({"engine": "torchtitan"}, "loop"),
