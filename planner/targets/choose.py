@@ -20,6 +20,7 @@ from planner.rulebook.load import engine_rows
 from planner.training import ZERO, TrainingSetup
 
 LARGE_GPUS = 32
+LEAST_TRL = (1, 15)  # tiles in the loss, and a price for them
 PACKAGES = (
     "llamafactory", "trl", "torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "liger-kernel",
 )  # fmt: skip
@@ -100,7 +101,16 @@ def _lack(engine: str, installed: Mapping[str, str], setup: TrainingSetup, stage
         if value not in known:
             return f"has no {kind} {value}"
     missing = [name for name in (*NEEDS[engine], *_beside(setup)) if name not in installed]
-    return f"lacks {', '.join(missing)}" if missing else None
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    return _too_old(installed["trl"]) if engine == "trl" else None
+
+
+def _too_old(text: str) -> str | None:
+    numbers = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+    if numbers >= LEAST_TRL:
+        return None
+    return f"is {text}, and its files are written for {LEAST_TRL[0]}.{LEAST_TRL[1]} or newer"
 
 
 def _beside(setup: TrainingSetup) -> tuple[str, ...]:

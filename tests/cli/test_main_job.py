@@ -102,12 +102,12 @@ def test_nothing_fits_ends_with_1_and_writes_nothing(capsys: pytest.CaptureFixtu
 def test_an_engine_without_files_is_planned_for_and_says_so(
     capsys: pytest.CaptureFixture[str], empty_folder: Path
 ) -> None:
-    assert run([*JOB, "--engine", "trl", "--json"]) == 0
+    assert run([*JOB, "--engine", "axolotl", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["folder"] is None
-    assert "nothing is written for engine trl" in err
+    assert "nothing is written for engine axolotl" in err
     assert list(empty_folder.iterdir()) == []
-    assert run([*JOB, "--engine", "trl", "--out", "here"]) == 2
+    assert run([*JOB, "--engine", "axolotl", "--out", "here"]) == 2
 
 
 def test_full_fine_tuning_of_a_7b_is_refused_there_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:

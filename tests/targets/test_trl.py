@@ -1,0 +1,144 @@
+"""TRL's train.yaml: read back, priced as emitted, told from LLaMA-Factory's, and refusing what TRL cannot be told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from planner.emit.folder import plan_files
+from planner.emit.write import write_folder
+from planner.errors import InputError, UnsupportedError
+from planner.hardware.parse import parse_machine
+from planner.memory.estimate import price
+from planner.model.catalogue import resolve
+from planner.plan.make import make_plan
+from planner.plan.plan import Request
+from planner.targets import TARGETS
+from planner.targets.context import EmitContext
+from planner.targets.load import read_setup
+from planner.targets.yaml_text import load_yaml
+from planner.training import TrainingSetup
+from tests.emit.plans import machine, plan_of
+from tests.targets.strategies import contexts, setups
+from tests.targets.test_llamafactory_round_trip import mostly_default
+
+TRL = TARGETS["trl"]
+ONE_GPU = EmitContext(model_path="Qwen/Qwen2.5-7B", hidden=3584, has_bf16=True)
+STAGES = ("pt", "sft", "dpo", "kto", "rm")
+
+
+def values_of(context: EmitContext = ONE_GPU, **changes: object) -> dict:
+    text = TRL.files(TrainingSetup(model="7B").but(**changes), context)["train.yaml"]
+    return load_yaml(text, place="train.yaml")
+
+
+@settings(max_examples=400, deadline=None)
+@given(setups, contexts, st.sets(st.sampled_from(list(TrainingSetup.__dataclass_fields__)), max_size=6))
+def test_files_read_back_to_the_settled_setup(raw: TrainingSetup, context: EmitContext, kept: set[str]) -> None:
+    method = raw.method if raw.method in ("full", "lora", "dora", "qlora") else "lora"
+    raw = raw.but(method=method, stage=raw.stage if raw.stage in STAGES else "sft")
+    setup = mostly_default(raw, kept - {"model", "engine", "gpus", "ds_config", "versions"})
+    try:
+        settled = TRL.settle(setup, context)
+    except UnsupportedError:
+        assume(False)
+    files = TRL.files(setup, context) | {"plan.json": json.dumps({"chosen": {"setup": setup.to_dict()}})}
+    assert TRL.read(files, hidden_of=lambda _: context.hidden).setup == settled
+    assert TRL.settle(settled, context) == settled
+
+
+@pytest.mark.parametrize("gpus", ["1x24GB", "3x20GB", "8xA100-80GB"])
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_plans_are_emitted_at_their_price(gpus: str, stage: str) -> None:
+    on = parse_machine(gpus, "512GB")
+    plan = make_plan(Request(model="3B", engine="trl", gpus=gpus, stage=stage), resolve("3B"), on)
+    seen = 0
+    for row in (*plan.configurations, *plan.alternatives):
+        try:
+            files = plan_files(replace(plan, chosen=row))
+        except UnsupportedError:
+            continue
+        back = TRL.read(files, hidden_of=lambda model: resolve(model).hidden).setup
+        assert price(back, resolve(back.model), on) == price(row.setup, plan.model, on)
+        seen += 1
+    assert seen >= 3
+
+
+def test_the_dtype_is_always_stated_and_fp32_unless_asked_for() -> None:
+    assert values_of()["dtype"] == "float32"
+    assert values_of(param_dtype="bf16")["dtype"] == "bfloat16"
+    assert values_of(method="qlora")["dtype"] == "bfloat16"
+
+
+def test_every_stage_is_recognised_by_its_own_keys() -> None:
+    for stage in STAGES:
+        for method in ("full", "lora"):
+            text = TRL.files(TrainingSetup(model="7B", stage=stage, method=method), ONE_GPU)["train.yaml"]
+            assert TRL.read({"train.yaml": text}).setup.stage == stage, (stage, method)
+
+
+def test_a_file_of_few_keys_means_trls_defaults() -> None:
+    setup = TRL.read({"train.yaml": "model_name_or_path: org/m\nuse_peft: true\n"}).setup
+    assert (setup.stage, setup.method, setup.lora_rank, setup.lora_dropout) == ("sft", "lora", 16, 0.05)
+    assert (setup.seq_len, setup.micro_batch_size, setup.compute_dtype, setup.param_dtype) == (1024, 8, "bf16", "fp32")
+    assert setup.gradient_checkpointing is True
+
+
+def test_what_is_not_priced_is_said() -> None:
+    reading = TRL.read({"train.yaml": "model_name_or_path: org/m\nactivation_offloading: true\n"})
+    assert reading.warnings == ("activation_offloading: True is not priced: the estimate is made as if it were False",)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("use_peft: true\n", "model_name_or_path is missing"),
+        ("model_name_or_path: org/m\ndtype: half\n", "dtype half is not valid"),
+        ("model_name_or_path: org/m\ndeepspeed: ds.json\n", "names the file 'ds.json', which is not there"),
+    ],
+)
+def test_files_that_trl_would_refuse(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        TRL.read({"train.yaml": text})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stage": "ppo", "reward_model": "r"}, "stage ppo"),
+        ({"stage": "orpo"}, "stage orpo"),
+        ({"stage": "grpo"}, "generation is not priced"),
+        ({"stage": "dpo", "ref_model": "org/ref"}, "with ref_model"),
+        ({"stage": "dpo", "pref_loss": "kto_pair"}, "planned for: sigmoid, hinge, ipo"),
+        ({"stage": "dpo", "packing": True}, "only pt and sft pack"),
+        ({"method": "galore"}, "dora, full, lora, qlora"),
+        ({"loss": "torch"}, "tiles of its own"),
+        ({"adapter_dtype": "bf16"}, "holds adapters in fp32"),
+        ({"method": "qlora", "adapter_dtype": "fp32"}, "holds adapters in bf16"),
+        ({"method": "qlora", "compute_dtype": "fp16"}, "its adapters are bf16"),
+    ],
+)
+def test_what_trl_cannot_be_told_is_refused(changes: dict, words: str) -> None:
+    with pytest.raises(UnsupportedError, match=words):
+        TRL.files(TrainingSetup(model="7B").but(**changes), ONE_GPU)
+
+
+@pytest.mark.parametrize("engine", list(TARGETS))
+def test_a_folder_is_read_by_its_own_engine(engine: str, tmp_path: Path) -> None:
+    setup = TrainingSetup(model="-", engine=engine, param_dtype=None if engine == "llamafactory" else "bf16")
+    files = plan_files(plan_of(setup.but(parallelism="none"), on=machine(1)))
+    folder = write_folder(files, tmp_path / "a folder").folder
+    assert read_setup(folder).setup.engine == engine
+    if engine in ("trl", "llamafactory"):
+        assert read_setup(folder / "train.yaml").setup.engine == engine
+
+
+def test_zero_3_with_adapters_checkpoints_reentrantly_as_trl_forces() -> None:
+    two = replace(ONE_GPU, gpus_per_node=2)
+    assert values_of(two, parallelism="zero3")["gradient_checkpointing_kwargs"] == {"use_reentrant": True}
+    assert values_of(two, parallelism="zero2")["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
