@@ -66,9 +66,9 @@ test-transformers: $(HF)/.done
 	$(OFFLINE) $(HF)/bin/python -m pytest -q -m transformers
 
 # DeepSpeed compiles into a folder of our own, and waits for ever for a lock that a killed run has left there.
-test-main: $(VENV)/.dev $(LF)/.done
+test-main: $(VENV)/.dev $(HF)/.done $(LF)/.done
 	rm -f .envs/torch_extensions/*/lock
-	$(OFFLINE) TORCH_EXTENSIONS_DIR=$(CURDIR)/.envs/torch_extensions VRAMPLAN_LF_PYTHON=$(CURDIR)/$(LF)/bin/python $(VENV)/bin/python -m pytest -m 'not transformers'
+	$(OFFLINE) TORCH_EXTENSIONS_DIR=$(CURDIR)/.envs/torch_extensions VRAMPLAN_LF_PYTHON=$(CURDIR)/$(LF)/bin/python VRAMPLAN_HF_PYTHON=$(CURDIR)/$(HF)/bin/python $(VENV)/bin/python -m pytest -m 'not transformers'
 
 test: envs ## everything that CI runs; the main suite comes last
 	$(MAKE) --no-print-directory lint

@@ -1,4 +1,6 @@
-"""The Python that has LLaMA-Factory, named by VRAMPLAN_LF_PYTHON; without it these tests say so and skip."""
+"""Pythons that have an engine: VRAMPLAN_LF_PYTHON names LLaMA-Factory's, VRAMPLAN_HF_PYTHON that of the newest
+transformers with TRL; without the variable these tests say so and skip.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,17 @@ import pytest
 _KEPT = ("HOME", "LANG", "TMPDIR", "TORCH_EXTENSIONS_DIR")
 
 
-def engine_python() -> Path:
+WHAT = {"VRAMPLAN_LF_PYTHON": "LLaMA-Factory 0.9.5", "VRAMPLAN_HF_PYTHON": "the newest transformers and TRL 1.16"}
+
+
+def engine_python(variable: str = "VRAMPLAN_LF_PYTHON") -> Path:
     """The named Python; skips where none is named, fails where the name leads nowhere."""
-    named = os.environ.get("VRAMPLAN_LF_PYTHON")
+    named = os.environ.get(variable)
     if not named:
-        pytest.skip("VRAMPLAN_LF_PYTHON does not name a Python with LLaMA-Factory 0.9.5")
+        pytest.skip(f"{variable} does not name a Python with {WHAT[variable]}")
     python = Path(named)
     if not python.exists():
-        pytest.fail(f"VRAMPLAN_LF_PYTHON names {python}, which does not exist")
+        pytest.fail(f"{variable} names {python}, which does not exist")
     return python
 
 

@@ -31,6 +31,20 @@ def engine(lf_python: Path) -> ScriptEngine:
 
 
 @pytest.fixture(scope="session")
+def newest() -> ScriptEngine:
+    """The newest transformers stack, with TRL."""
+    return ScriptEngine(engine_python("VRAMPLAN_HF_PYTHON"))
+
+
+@pytest.fixture(scope="session")
+def newest_tiny_model(newest: ScriptEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same tiny model, made there."""
+    folder = tmp_path_factory.mktemp("tiny-newest") / "model"
+    newest.script("make_tiny_model.py", str(folder), cwd=folder.parent)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model(engine: ScriptEngine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 140k parameters with its tokenizer."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
