@@ -124,9 +124,10 @@ class _Node:
         """Ranks that wait for rank 0's weights write zeros into a whole model of their own on the host.
 
         modeling_utils.py _move_missing_keys_from_meta_to_device since pull request 45050 (seen in 5.6.0, where it
-        used to leave the memory untouched), no longer in 5.23.0.
+        used to leave the memory untouched), no longer in 5.23.0. The embedded engine reads the model on every rank,
+        and fully_shard moves it layer by layer.
         """
-        return (5, 5) <= version_of(self.setup, "transformers") < (5, 23)
+        return self.setup.engine == "embedded" or (5, 5) <= version_of(self.setup, "transformers") < (5, 23)
 
     def _largest_file_tensor(self) -> int:
         widest = max((max(u.largest_trained, u.largest_frozen) for u in self.units), default=0)
@@ -135,10 +136,9 @@ class _Node:
     def _loading_note(self) -> str:
         size = show_gib(self.stored)
         if self.kind in FSDP and self.regime.quantized == "dense" and self._fills_every_rank():
-            return (
-                f"every rank fills a whole copy of the model on the host before sharding ({size} each): transformers "
-                "writes zeros on the ranks that wait for rank 0's weights"
-            )
+            zeros = "transformers writes zeros on the ranks that wait for rank 0's weights"
+            why = "it is read by every rank" if self.setup.engine == "embedded" else zeros
+            return f"every rank fills a whole copy of the model on the host before sharding ({size} each): {why}"
         return f"the checkpoint ({size}) is mapped into the page cache while it is read; that is not counted"
 
     # -- training -------------------------------------------------------------------------------------

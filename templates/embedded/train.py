@@ -12,7 +12,6 @@ import inspect
 import math
 import random
 import sys
-import warnings
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import lru_cache
@@ -354,5 +353,4 @@ def resume_and_train(run, found, tokenizer):
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.*")
     main()

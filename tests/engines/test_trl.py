@@ -80,7 +80,7 @@ def test_trls_own_parser_understands_every_stage(newest: ScriptEngine, tmp_path:
 
 
 def test_the_check_itself_can_fail(newest: ScriptEngine, tmp_path: Path) -> None:
-    for name, line in {"choice": "dtype: half", "type": "lora_r: many"}.items():
+    for name, line in {"choice": "optim: adamw_fastest", "type": "lora_r: many"}.items():
         path = folder_for(tmp_path / name) / "train.yaml"
         key = line.partition(":")[0]
         kept = [each for each in path.read_text().splitlines() if not each.startswith(f"{key}:")]
@@ -117,4 +117,4 @@ def test_other_stages(newest: ScriptEngine, newest_tiny_model: Path, tmp_path: P
     train(newest, folder, newest_tiny_model)
     found = losses(folder)
     assert sorted(found) == [1, 2, 3, 4]
-    assert all(loss > 0 for loss in found.values())
+    assert max(found.values()) > 0.5  # of a packed piece that is all question, nothing is learnt
