@@ -15,6 +15,8 @@ def assumptions_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regi
     loops = "under autocast" if regime.autocast else "without autocast"
     said = [f"{setup.engine} holds trained weights in {held}, computes in {regime.compute} {loops}"]
     said += machine.assumptions
+    if setup.engine == "trl" and setup.is_adapter and setup.param_dtype is None and regime.frozen == "fp32":
+        said.append("trl loads the frozen base in fp32 by itself: --param-dtype bf16 with --method lora halves it")
     if spec.is_moe:
         said.append("experts are used evenly: each sees tokens x experts per token / experts")
     if not machine.gpus:

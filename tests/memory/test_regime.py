@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from planner.hardware.parse import parse_machine
 from planner.memory.regime import Regime, _resolve, resolve_regime, version_of
+from planner.memory.remarks import assumptions_of
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup
 from tests.memory.models import Priced, spec_of
@@ -185,6 +187,17 @@ def test_trl_makes_even_a_frozen_base_fp32_and_prepared_quantized_models_before_
     assert (prepared.norms, prepared.embedding, prepared.head, prepared.stream) == ("fp32",) * 4
     plain = regime(method="qlora")
     assert (plain.norms, plain.embedding, plain.head, plain.stream) == ("bf16",) * 4
+
+
+def test_a_frozen_base_in_fp32_is_said() -> None:
+    def says(**fields: Any) -> bool:
+        setup = TrainingSetup(model="llama-3-8b", **{"method": "lora", "engine": "trl", **fields})
+        found = assumptions_of(setup, SPEC, parse_machine("1x80GB"), resolve_regime(setup, SPEC))
+        return any("--param-dtype bf16" in each for each in found)
+
+    assert says()
+    assert not says(param_dtype="bf16")
+    assert not says(method="qlora")
 
 
 @pytest.mark.parametrize(
