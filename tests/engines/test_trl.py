@@ -54,11 +54,23 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["current_steps"]: line["loss"] for line in log_of(folder) if "loss" in line}
 
 
+def spoilt(folder: Path, line: str) -> Path:
+    """The folder with one line of train.yaml replaced by what TRL has to refuse: the check itself can fail."""
+    path = folder / "train.yaml"
+    kept = [each for each in path.read_text().splitlines() if not each.startswith(line.partition(":")[0] + ":")]
+    path.write_text("\n".join([*kept, line]))
+    return folder
+
+
 def test_trls_own_parser_understands_every_stage(newest: ScriptEngine, tmp_path: Path) -> None:
     folders = {name: folder_for(tmp_path / name, **changes) for name, changes in CASES.items()}
     stages = {name: CASES[name].get("stage", "sft") for name in CASES}
     words = [f"{COMMANDS[stages[name]]}={folder}" for name, folder in folders.items()]
+    wrong = {"optim": "optim: adamw_fastest", "type": "lora_r: many"}
+    refused = [spoilt(folder_for(tmp_path / f"wrong {name}"), line) for name, line in wrong.items()]
+    words += [f"sft={folder}" for folder in refused]
     found = json.loads(newest.script("parse_trl_yaml.py", *words, cwd=tmp_path).rpartition("RESULT ")[2])
+    assert all("problem" in found[str(folder)] for folder in refused)
     understood = {name: found[str(folder)] for name, folder in folders.items()}
     assert {name: each["problem"] for name, each in understood.items() if "problem" in each} == {}
     assert all(each["length"] == 2048 and each["batch"] == [1, 1] for each in understood.values())
@@ -77,17 +89,6 @@ def test_trls_own_parser_understands_every_stage(newest: ScriptEngine, tmp_path:
     assert understood["liger"]["attention"] == "flash_attention_2"
     assert understood["ipo"]["loss"] == ["ipo"]
     assert understood["rm"]["task"] == "SEQ_CLS"
-
-
-def test_the_check_itself_can_fail(newest: ScriptEngine, tmp_path: Path) -> None:
-    for name, line in {"choice": "optim: adamw_fastest", "type": "lora_r: many"}.items():
-        path = folder_for(tmp_path / name) / "train.yaml"
-        key = line.partition(":")[0]
-        kept = [each for each in path.read_text().splitlines() if not each.startswith(f"{key}:")]
-        path.write_text("\n".join([*kept, line]))
-    words = [f"sft={tmp_path / name}" for name in ("choice", "type")]
-    found = json.loads(newest.script("parse_trl_yaml.py", *words, cwd=tmp_path).rpartition("RESULT ")[2])
-    assert all("problem" in each for each in found.values())
 
 
 def test_sft_with_adapters_goes_on_where_it_stopped(
