@@ -199,11 +199,9 @@ def _frozen_dtype(setup: TrainingSetup, stored: str, quantized: str, compute: Dt
         return compute
     if setup.engine in OWN_LOOPS:
         return "fp32" if setup.engine == "torchtitan" else compute
-    if setup.engine == "embedded" and not setup.is_adapter and setup.parallelism not in ZERO:
+    if setup.engine == "embedded" and not setup.is_adapter:
         return "fp32"
     loads_fp32 = setup.engine not in ("llamafactory", "axolotl") and version_of(setup, "transformers") < (5,)
-    if setup.engine == "trl" and not setup.is_adapter and setup.parallelism in ZERO:
-        return compute  # DeepSpeed makes the whole model 16-bit, so nobody loads it wider
     if setup.engine == "trl" or (loads_fp32 and not setup.is_adapter):
         return "fp32"
     if loads_fp32:  # nobody trains adapters on a base blown up to fp32: scripts of that time pass torch_dtype

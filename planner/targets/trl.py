@@ -129,9 +129,8 @@ def _dtypes(setup: TrainingSetup, context: EmitContext) -> Values:
 
 
 def _loaded_dtype(setup: TrainingSetup, compute: Dtype) -> Dtype:
-    if setup.quantization_bit or (setup.parallelism in ZERO and not setup.is_adapter):
-        return compute
-    return "fp32"
+    """DeepSpeed casts the whole model to the compute dtype, so nothing wider is loaded under it."""
+    return compute if setup.quantization_bit or setup.parallelism in ZERO else "fp32"
 
 
 def files(setup: TrainingSetup, context: EmitContext) -> dict[str, str]:
