@@ -148,7 +148,8 @@ class _Gradients:
         self.each = DTYPE_BYTES[regime.gradient]
         self.compute = min(self.each, DTYPE_BYTES[regime.compute])
         self.reduce = 4 if setup.engine in REDUCES_IN_FP32 else self.compute
-        self.accumulates = setup.gradient_accumulation_steps > 1 and not (self.fsdp2 and _syncs_each_batch(setup))
+        self.accumulates = setup.gradient_accumulation_steps > 1
+        self.syncs = setup.engine in REDUCES_EVERY_ROUND or (self.fsdp2 and _syncs_each_batch(setup))
         self.mixes = setup.engine in MIXES_FROZEN and setup.is_adapter and not self.fsdp2
         self.elements = sum(u.count * self._with_gradients(u) for u in units)
         self.sharded = share(self.elements * self.each, ranks)
@@ -171,14 +172,14 @@ class _Gradients:
         return sizes
 
     def carried(self) -> int:
-        """Accumulation runs under no_sync, which leaves the gradients of the whole model unsharded.
+        """Accumulation runs under no_sync, which leaves the gradients of the whole model unsharded; else their shards.
 
         transformers' Trainer enters accelerate's no_sync for every micro batch but the last (since 4.46), which knows
         FSDP2 since 1.11; FSDP2 accumulates in the reduce dtype, FSDP1 in the compute dtype.
         """
         if not self.accumulates:
             return 0
-        if self.setup.engine in REDUCES_EVERY_ROUND:
+        if self.syncs:
             return 0 if self.offloaded else self.sharded
         return self.elements * (self.reduce if self.fsdp2 else self.compute)
 
@@ -209,7 +210,7 @@ class _Gradients:
 
     def notes(self) -> tuple[str, ...]:
         """What a reader should know."""
-        if self.accumulates and self.elements and self.setup.engine not in REDUCES_EVERY_ROUND:
+        if self.accumulates and self.elements and not self.syncs:
             size = self.carried() / 1e9
             return (f"gradient accumulation under FSDP keeps {size:.1f} GB of unsharded gradients on every GPU",)
         return ()

@@ -18,7 +18,17 @@ from planner.model.spec import ModelSpec
 from planner.training import DTYPE_BYTES, FSDP, ZERO, Dtype, TrainingSetup
 
 LossCopies = Literal[
-    "hf_4_49", "hf_4_48", "hf_4_45", "in_model", "torchtune", "trl", "tiles", "loop", "raw", "fused", "fused_linear",
+    "hf_4_49",
+    "hf_4_48",
+    "hf_4_45",
+    "in_model",
+    "torchtune",
+    "trl",
+    "tiles",
+    "loop",
+    "raw",
+    "fused",
+    "fused_linear",
     "chunked",
 ]
 T = TypeVar("T")

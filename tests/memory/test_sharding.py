@@ -215,7 +215,8 @@ def test_accumulation_keeps_whole_gradients_where_no_sync_works(accelerate: str,
     """accelerator.py no_sync of accelerate 1.10.1 and 1.11.0: the former looks for a method that FSDP2 lacks."""
     fields = {"engine": "axolotl", "parallelism": parallelism, "versions": {"accelerate": accelerate}}
     priced = Priced(8, method="full", gradient_accumulation_steps=2, **fields)
-    assert (priced.layout.gradients_carried > 0) == kept
+    trained = sum(u.count * u.trained for u in priced.units)
+    assert (priced.layout.gradients_carried > 4 * trained // 8 + 1024) == kept  # else the shards of a round before
 
 
 def test_reentrant_checkpointing_around_the_unit_leaves_fsdp1_no_layer_to_prefetch() -> None:
