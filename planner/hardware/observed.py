@@ -162,10 +162,11 @@ def _held(device: Device, gpu: Gpu) -> list[str]:
     used = device.raw.get("used_bytes")
     if used is None or used < QUIET_BYTES:
         return []
-    return [f"{place}: {show_gib(used)} is in use, {show_gib(gpu.free_bytes)} free; {_by_whom(gpu, used)}"]
+    return [f"{place}: {show_gib(used)} is in use, {show_gib(gpu.free_bytes)} free; {held_by(gpu, used)}"]
 
 
-def _by_whom(gpu: Gpu, used_bytes: int) -> str:
+def held_by(gpu: Gpu, used_bytes: int) -> str:
+    """``"held by python (4242) 11.7 GiB, ..."``: who has a card's memory, as far as the driver names them."""
     named = [f"{holder.name or 'process'} ({holder.pid})" + _amount(holder) for holder in gpu.holders]
     told = sum(holder.used_bytes or 0 for holder in gpu.holders)
     unseen = used_bytes - told

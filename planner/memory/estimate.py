@@ -11,7 +11,7 @@ from functools import lru_cache
 from planner.errors import InputError
 from planner.hardware.machine import Machine
 from planner.memory.habits import OWN_MODELING
-from planner.memory.host import HostNeed, host_bytes
+from planner.memory.host import DiskNeed, HostNeed, host_bytes
 from planner.memory.models import extra_model_bytes
 from planner.memory.optimizer import optimizer_cost, together
 from planner.memory.overhead import Overheads, overheads, workspace_bytes
@@ -97,6 +97,11 @@ def estimate(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverag
         assumptions=assumptions_of(worked.setup, spec, machine, worked.regime),
         warnings=warnings_of(worked.setup, spec, machine, worked.regime),
     )
+
+
+def disk_need(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> DiskNeed:
+    """What ``disk_bytes`` of a setup's estimate is made of."""
+    return _work(setup, spec, machine).host.disk
 
 
 def breakdown_of(values: tuple[int, ...]) -> Breakdown:

@@ -30,13 +30,36 @@ NVME_BUFFERS = 5 * 100_000_000 * 2  # DeepSpeed offload_param: buffer_count x bu
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiskNeed:
+    """Bytes on the disk of one node: the model as it is read, one checkpoint with its optimizer states, the trained
+    weights alone, and what is swapped to NVMe.
+    """
+
+    model_bytes: int
+    checkpoint_bytes: int
+    weights_bytes: int
+    swapped_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """With the checkpoints of the emitted configs and the final model (a merged adapter is a whole one)."""
+        final = max(self.weights_bytes, self.model_bytes)
+        return self.model_bytes + (CHECKPOINTS_KEPT + 1) * self.checkpoint_bytes + final + self.swapped_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class HostNeed:
     """Bytes of one node: at the worst moment, between steps, and on disk."""
 
     peak_bytes: int
     steady_bytes: int
-    disk_bytes: int
+    disk: DiskNeed
     notes: tuple[str, ...] = ()
+
+    @property
+    def disk_bytes(self) -> int:
+        """Everything on disk."""
+        return self.disk.total_bytes
 
 
 def host_bytes(
@@ -62,7 +85,7 @@ def host_bytes(
     return HostNeed(
         peak_bytes=runtime + max(loading, steady + saving),
         steady_bytes=runtime + steady,
-        disk_bytes=node.disk(),
+        disk=node.disk(),
         notes=node.notes(loading, steady, saving),
     )
 
@@ -240,7 +263,7 @@ class _Node:
             return 2 * self.trained
         return min(weights, SHARD_BYTES)
 
-    def disk(self) -> int:
+    def disk(self) -> DiskNeed:
         """Model files, checkpoints with optimizer states, the final (or merged) model, swapped states."""
         weights = sum(unit.count * unit.trained * unit.trained_bytes_each for unit in self.units)
         states = self._saved_states()
@@ -249,8 +272,9 @@ class _Node:
         swapped = 0
         if self.setup.offload == "nvme":  # fp32 master, both moments and the gradient, and the 16-bit weights
             swapped = self.here * (16 * self.part + share(self.held, self.ranks))
-        final = max(weights, self.stored)  # a merged adapter is a whole model
-        return self.stored + (CHECKPOINTS_KEPT + 1) * (weights + states) + final + swapped
+        return DiskNeed(
+            model_bytes=self.stored, checkpoint_bytes=weights + states, weights_bytes=weights, swapped_bytes=swapped
+        )
 
     def notes(self, loading: int, steady: int, saving: int) -> tuple[str, ...]:
         """What a reader should know of the figures."""

@@ -49,7 +49,7 @@ def config_path(name: str) -> Path | None:
 
 def hub_cache_path(name: str) -> Path | None:
     """config.json of a model that lies in the local Hugging Face cache, or None."""
-    folder = _hub_cache_dir() / ("models--" + name.replace("/", "--"))
+    folder = hub_cache_dir() / ("models--" + name.replace("/", "--"))
     if name.count("/") > 1 or not folder.is_dir():
         return None
     main = folder / "refs" / "main"
@@ -60,7 +60,7 @@ def hub_cache_path(name: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def _hub_cache_dir() -> Path:
+def hub_cache_dir() -> Path:
     """huggingface_hub's own order: HF_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME or ~/.cache."""
     given = os.environ.get("HF_HUB_CACHE")
     if given:

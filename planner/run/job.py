@@ -210,6 +210,15 @@ def find_program(launch: Launch, python: str | None, environment: Mapping[str, s
     return found
 
 
+def engine_environment(launch: Launch, environment: Mapping[str, str], names: tuple[str, ...] = ()) -> dict[str, str]:
+    """What passes of the caller's variables, and what the launch sets."""
+    passed = allowed(environment, names)
+    for variable in launch.environment:
+        if variable.kind == "fixed" or (variable.kind == "default" and not passed.get(variable.name)):
+            passed[variable.name] = variable.value
+    return passed
+
+
 def command_of(
     job: Job,
     setup: TrainingSetup,
@@ -228,12 +237,10 @@ def command_of(
     InputError for a variable that is the caller's duty, EngineMissingError.
     """
     launch = target_of(job.engine).launch(setup, job.context_for(setup))
-    passed = allowed(environment, names)
+    passed = engine_environment(launch, environment, names)
     for variable in launch.environment:
         if variable.kind == "required" and not passed.get(variable.name):
             raise InputError(f"{variable.name} is not set: {variable.reason}")
-        if variable.kind == "fixed" or (variable.kind == "default" and not passed.get(variable.name)):
-            passed[variable.name] = variable.value
     passed |= {"PYTHONUNBUFFERED": "1", "PATH": search_path(python, environment), **extra}
     program = find_program(launch, python, environment)
     words = [program, *(_word(word, passed, accelerate_file) for word in launch.chosen.words[1:])]

@@ -190,10 +190,9 @@ def _judge(job: Job, *, anyway: bool, rehearses: bool) -> PlannerError | None:
 
 
 def _preflight(job: Job, options: Options) -> list[Check]:
-    from planner.hardware.probe import probe
     from planner.run.preflight import preflight
 
-    return preflight(job.plan, probe(job.folder), options.python, job=job)
+    return preflight(job, options.python, names=options.names)
 
 
 def _tell_checks(checks: list[Check], values: dict[str, Any]) -> int:
