@@ -17,12 +17,13 @@ from planner.cli.app import run
 from planner.run.processes import marked
 from planner.run.records import RunState
 from planner.run.state import load_state, runs_of
+from tests.run import furnished
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = Path(__file__).with_name("trainer.py")
 ONE = "--gpus 1x24GB --ram 64GB --model Qwen2.5-0.5B --method lora --seq-len 512 --global-batch 8".split()
 TWO = "--gpus 2x24GB --ram 64GB --model Qwen2.5-0.5B --method lora --seq-len 512 --global-batch 8".split()
-TWELVE_STEPS = ("--set", "max_steps=12", "--set", "save_steps=4")
+TWELVE_STEPS = ("--set", "max_steps=12", "--set", "save_steps=4", "--set", "use_cpu=true")
 
 
 class Desk:
@@ -30,18 +31,18 @@ class Desk:
 
     def __init__(self, path: Path, plans: Path) -> None:
         self.path, self.plans = path, plans
-        self.python = path / "engine" / "python"
+        self.python = furnished.environment(path / "engine")
+        furnished.cached_model(path / "hf", "Qwen/Qwen2.5-0.5B")
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(path),
             "VRAMPLAN_HOME": str(path / "home"),
+            "HF_HOME": str(path / "hf"),
             "PYTHONPATH": str(ROOT),
         }
         self._make_engine()
 
     def _make_engine(self) -> None:
-        self.python.parent.mkdir()
-        self.python.symlink_to(sys.executable)
         program = self.python.with_name("llamafactory-cli")
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {TRAINER} "$@"\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -83,6 +84,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def desk(tmp_path: Path, plans: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     made = Desk(tmp_path, plans)
     monkeypatch.setenv("VRAMPLAN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.chdir(tmp_path)
     yield made
     for path in tmp_path.glob("*/runs/*"):

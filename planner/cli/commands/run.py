@@ -215,11 +215,12 @@ def _tell_checks(checks: list[Check], values: dict[str, Any]) -> int:
 
 def _say_checks(checks: list[Check]) -> None:
     from planner.cli.io import say
+    from planner.cli.show_checks import counted
 
-    warned = [check for check in checks if check.status != "passed"]
-    say(f"preflight: {len(checks) - len(warned)} passed" + (f", {len(warned)} warned" if warned else ""))
-    for check in warned:
-        say(f"warning: {check.sentence}" + (f"; {check.remedy}" if check.remedy else ""))
+    say(f"preflight: {counted(checks)}")
+    for check in checks:
+        if check.status != "passed":
+            say(f"warning: {check.name}: {check.sentence}" + (f"; {check.remedy}" if check.remedy else ""))
 
 
 def _start(job: Job, options: Options, values: dict[str, Any], environment: dict[str, str]) -> int:

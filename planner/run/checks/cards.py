@@ -23,9 +23,7 @@ def cards(need: Need, here: Surroundings) -> Iterator[Check]:
         yield from _on_cpu(need)
         return
     if need.vendor != "nvidia":
-        yield warned(
-            "GPUs", f"{need.vendor} cards cannot be asked from here: whether their memory is free is not known"
-        )
+        yield warned("GPUs", f"{need.vendor} cards are not asked: what is free on them is not known")
         return
     yield _presence(need, here)
     used = here.machine.gpus[: need.ranks]
@@ -132,7 +130,7 @@ def _capability(need: Need, gpus: tuple[Gpu, ...]) -> Iterator[Check]:
 
 def _links(need: Need, here: Surroundings) -> Check:
     """Whether the GPUs reach each other as fast as the predicted speed counts on."""
-    links, planned, found = here.machine.links, need.link_bytes_per_s, here.link_bytes_per_s
+    links, planned, found = here.machine.links, need.counted_link_bytes_per_s, here.link_bytes_per_s
     if here.links_off:
         said = f"{', '.join(here.links_off)} in the environment keeps NCCL off its fast paths"
         return warned("links", said, "unset it unless NCCL failed without it")

@@ -89,7 +89,7 @@ def _files(limit: Limit | None) -> Iterator[Check]:
 
 
 def _locked(need: Need, limit: Limit | None) -> Iterator[Check]:
-    """InfiniBand registers, and DeepSpeed's NVMe engine locks, memory under this limit; CUDA's pinned memory does not."""
+    """Memory that InfiniBand registers and DeepSpeed's NVMe engine locks counts; CUDA's pinned memory does not."""
     asks = "InfiniBand" if need.planned.nodes > 1 else "NVMe offload" if need.setup.offload == "nvme" else None
     if limit is None or asks is None:
         return

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -56,10 +57,9 @@ def built_for() -> dict[str, Any] | None:
     found = importlib.util.find_spec("torch")
     if found is None or not found.submodule_search_locations:
         return None
-    path = os.path.join(list(found.submodule_search_locations)[0], "version.py")
+    path = Path(next(iter(found.submodule_search_locations))) / "version.py"
     try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123
-            text = file.read()
+        text = path.read_text(encoding="utf-8")
     except OSError:
         return None
     values = dict(re.findall(r"^(cuda|hip|__version__)\b[^=\n]*=\s*'([^']+)'", text, re.MULTILINE))

@@ -48,7 +48,7 @@ def look(
     job: Job, need: Need, launch: Launch, answer: Answer, *, python: str | None, caller: Mapping[str, str],
     environment: Mapping[str, str],
 ) -> Surroundings:  # fmt: skip
-    """``answer`` is the probe's raw one; ``caller`` the variables of whoever starts it, ``environment`` the engine's."""
+    """``answer`` is the probe's raw one; ``caller`` the starter's variables, ``environment`` the engine's."""
     visible = caller.get("CUDA_VISIBLE_DEVICES")
     machine, everything = _machines(answer, visible, need)
     used = {(gpu.index, gpu.uuid) for gpu in machine.gpus}
@@ -69,7 +69,7 @@ def look(
         host=look_at_host(answer),
         output_volume=volume_of(job.output),
         cache_volume=volume_of(hub_cache_dir()),
-        models=tuple(look_at_model(role, name, environment) for role, name in need.models),
+        models=tuple(look_at_model(role, name, environment) for role, name in need.model_names),
         data=data,
         data_problem=data_problem,
         port_taken=None if need.port is None else port_taken(need.port),

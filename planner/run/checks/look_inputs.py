@@ -27,8 +27,8 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "
 _OTHER_HUBS = ("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB")
 # What names a data set that is not a file here, in LLaMA-Factory's dataset_info.json.
 _REMOTE = {
-    "hf_hub_url": "the Hugging Face hub", "ms_hub_url": "ModelScope", "om_hub_url": "Modelers", "script_url": "a script",
-    "cloud_file_name": "cloud storage",
+    "hf_hub_url": "the Hugging Face hub", "ms_hub_url": "ModelScope", "om_hub_url": "Modelers",
+    "script_url": "a script", "cloud_file_name": "cloud storage",
 }  # fmt: skip
 
 
@@ -177,7 +177,8 @@ def _data(folder: Path, name: str, entry: Any) -> DataFacts:
     if remote is not None:
         return DataFacts(name=name, remote=remote)
     path = folder / str(entry.get("file_name", name))
-    return DataFacts(name=name, path=str(path), problem=_unread(path))
+    shown = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return DataFacts(name=name, path=str(shown), problem=_unread(path))
 
 
 def _unread(path: Path) -> str | None:

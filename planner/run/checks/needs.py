@@ -59,7 +59,7 @@ def need_of(job: Job, launch: Launch, environment: Mapping[str, str]) -> Need:
         batch_bytes=TOKEN_BYTES * tokens,
         limit=_whole(limit) or None,
         overwrites=setting(settings, "overwrite_output_dir") is True,
-        models=tuple(_models(job)),
+        model_names=tuple(_models(job)),
         packages=tuple(packages_of(setup, settings, context.stored_quantization)),
         versions={**release, **row.get("versions", {}), **setup.versions},
         engine_package=package,
@@ -67,7 +67,7 @@ def need_of(job: Job, launch: Launch, environment: Mapping[str, str]) -> Need:
             each.name for each in launch.environment if each.kind == "required" and not environment.get(each.name)
         ),
         port=_port(launch, environment, context, starts_torchrun=context.world_size > 1 or setup.parallelism in ZERO),
-        link_bytes_per_s=paths(machine, shipped()).between_gpus if len(machine.gpus) > 1 else None,
+        counted_link_bytes_per_s=paths(machine, shipped()).between_gpus if len(machine.gpus) > 1 else None,
     )
 
 
@@ -85,7 +85,7 @@ def _models(job: Job) -> Iterator[tuple[str, str]]:
 def _port(launch: Launch, environment: Mapping[str, str], context: EmitContext, *, starts_torchrun: bool) -> int | None:
     """The port that rank 0 listens on here; None where the launcher finds a free one, or another machine has it.
 
-    On one machine torchrun --standalone and accelerate look for themselves, and LLaMA-Factory unless MASTER_PORT is set.
+    On one machine torchrun and accelerate look for one, and so does LLaMA-Factory unless MASTER_PORT is set.
     """
     stated = environment.get("MASTER_PORT", "")
     here = environment.get("NODE_RANK", "") in ("", "0")

@@ -36,7 +36,8 @@ class Need:
 
     ``ranks`` are its processes here; ``devices`` the plan's as CUDA_VISIBLE_DEVICES takes them; ``port`` the one that
     rank 0 will listen on, None where any will do; ``versions`` what the figures are for; ``limit`` save_total_limit,
-    None for no limit; ``models`` pairs of role and name.
+    None for no limit; ``model_names`` pairs of role and name; ``counted_link_bytes_per_s`` what the predicted speed
+    has between the GPUs.
     """
 
     engine: str
@@ -53,13 +54,13 @@ class Need:
     batch_bytes: int = 0
     limit: int | None = None
     overwrites: bool = False
-    models: tuple[tuple[str, str], ...] = ()
+    model_names: tuple[tuple[str, str], ...] = ()
     packages: tuple[Package, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     engine_package: str | None = None
     unset: tuple[str, ...] = ()
     port: int | None = None
-    link_bytes_per_s: float | None = None
+    counted_link_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,7 @@ class OutputFacts:
 class Surroundings:
     """Everything that was found before the start.
 
-    ``machine`` has the GPUs that the run will see, in its order, and ``others`` are the rest. ``visible`` is the caller's
+    ``machine`` has the GPUs that the run will see, in its order, and ``others`` the rest. ``visible`` is the caller's
     CUDA_VISIBLE_DEVICES, ``cuda`` the newest CUDA that the driver serves, ``links_off`` variables that forbid NCCL a
     path, ``port_taken`` why the port is not free.
     """

@@ -45,9 +45,9 @@ def _packages(need: Need, python: PythonFacts) -> Iterator[Check]:
     wrong = [check for package in need.packages if (check := _package(package, python))]
     yield from wrong
     if not wrong:
-        have = [f"{name} {python.packages[name]}" for name in SHOWN if name in python.packages]
-        others = [each.name for each in need.packages if each.name in python.packages and each.name not in SHOWN]
-        yield passed("packages", ", ".join((*have, *others)) or "nothing beside the engine is needed")
+        names = dict.fromkeys((*SHOWN, *(each.name for each in need.packages)))
+        have = [f"{name} {python.packages[name]}" for name in names if name in python.packages]
+        yield passed("packages", ", ".join(have) or "nothing beside the engine is needed")
 
 
 def _package(package: Package, python: PythonFacts) -> Check | None:
