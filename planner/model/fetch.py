@@ -108,6 +108,14 @@ def stored_weights(folder: Path) -> Stored | None:
     return Stored(total_bytes=total, elements=elements, bytes_by_dtype=dict(by_dtype), missing_files=missing)
 
 
+def stated_bytes(path: Path) -> int:
+    """Bytes that a safetensors file has by its own header. Raises InputError for one that cannot be read."""
+    tensor_bytes = sum(size_bytes for _, _, size_bytes in _tensors(path))
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    return 8 + int(length) + tensor_bytes
+
+
 def _tensors(path: Path) -> list[tuple[str, int, int]]:
     """(dtype, elements, bytes) of every tensor. Source: the safetensors format, a u64 length and a JSON header."""
     try:

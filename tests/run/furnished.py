@@ -10,7 +10,12 @@ from pathlib import Path
 
 from planner.rulebook.load import engine_rows
 
-ENGINE = {"llamafactory": "0.9.5", **engine_rows()["llamafactory"]["versions"], "liger-kernel": "0.8.5"}
+ENGINE = {
+    "llamafactory": "0.9.5",
+    **engine_rows()["llamafactory"]["versions"],
+    "liger-kernel": "0.8.5",
+    "deepspeed": "0.18.4",
+}
 
 
 def environment(folder: Path, packages: Mapping[str, str] = ENGINE) -> Path:
@@ -24,10 +29,16 @@ def environment(folder: Path, packages: Mapping[str, str] = ENGINE) -> Path:
     site.mkdir(parents=True)
     for name, version in packages.items():
         install(site, name, version)
-    liger = site / "liger_kernel" / "transformers"
-    liger.mkdir(parents=True)
-    (liger / "__init__.py").touch()
+    for module in ("liger_kernel.transformers", "deepspeed"):
+        add_module(site, module)
     return python
+
+
+def add_module(site: Path, name: str, source: str = "") -> None:
+    """A module that does what its source says."""
+    path = site.joinpath(*name.split("."))
+    path.mkdir(parents=True)
+    (path / "__init__.py").write_text(source)
 
 
 def site_of(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from planner.errors import InputError
 from planner.files import read_json_object
-from planner.model.fetch import hub_cache_path, stored_weights
+from planner.model.fetch import hub_cache_path, stated_bytes
 from planner.run.checks.records import DataFacts, ModelFacts, Reach
 from planner.run.surroundings import redact
 
@@ -84,14 +84,12 @@ def _missing(folder: Path) -> Iterator[str]:
 
 
 def _torn(folder: Path) -> str | None:
-    """A download that was cut off leaves files shorter than their own headers say, and such as nobody may read."""
-    files = sorted(folder.glob("*.safetensors"))
-    unread = next((file.name for file in files if not os.access(file, os.R_OK)), None)
-    if unread is not None:
-        return f"{folder / unread} cannot be read by this user"
-    weights = stored_weights(folder)
-    if weights is not None and sum(file.stat().st_size for file in files) < weights.total_bytes:
-        return f"the weights in {folder} are shorter than their headers say: a copy or download was cut off"
+    """A file that this user may not read, or that is shorter than its own header says: a copy that was cut off."""
+    for file in sorted(folder.glob("*.safetensors")):
+        if not os.access(file, os.R_OK):
+            return f"{file} cannot be read by this user"
+        if file.stat().st_size < stated_bytes(file):
+            return f"{file} is shorter than its header says: a copy or download was cut off"
     return None
 
 
