@@ -278,6 +278,8 @@ def test_what_does_not_concern_a_run_is_not_listed() -> None:
         ({"unsloth": True}, {"unsloth"}),
         ({"method": "galore"}, {"galore-torch"}),
         ({"method": "badam"}, {"badam"}),
+        ({"engine": "trl"}, {"trl"}),
+        ({"engine": "llamafactory"}, {"llamafactory"}),
     ],
 )
 def test_packages_that_a_configuration_needs(changes: dict[str, Any], names: set[str]) -> None:

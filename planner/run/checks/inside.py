@@ -1,4 +1,4 @@
-"""Runs inside the engine's Python: versions, requirements, imports, torch, told as lines of JSON on its first output.
+"""EDGE, inside the engine's Python: versions, requirements, imports, torch, told as lines of JSON on its first output.
 
 Standard library only and no import of this package: that Python need not have it, and may be older than ours. The one
 argument is a JSON object: ``packages``, ``engine`` (whose requirements are checked), ``torch`` (whether to import it),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from planner.run.checks.records import Need, Package
+from planner.targets.choose import LEAST_TRL
 from planner.targets.launchers import Launch
 from planner.training import FSDP, ZERO, TrainingSetup
 
@@ -98,6 +99,7 @@ def packages_of(setup: TrainingSetup, settings: Mapping[str, Any], stored: str |
 
     Oldest versions: LLaMA-Factory 0.9.5 extras/misc.py and model_utils/quantization.py, transformers' own checks.
     """
+    yield from _engine(setup.engine)
     yield Package(name="torch", why="every engine")
     yield Package(name="transformers", why="every engine")
     yield Package(name="accelerate", why="every engine")
@@ -117,6 +119,14 @@ def packages_of(setup: TrainingSetup, settings: Mapping[str, Any], stored: str |
         yield Package(name=name, why=f"this model's {stored} weights", least=least)
     for each in _reporters(setting(settings, "report_to")):
         yield Package(name=_REPORTERS[each], why=f"report_to {each}")
+
+
+def _engine(engine: str) -> Iterator[Package]:
+    """The trainer itself; for TRL the oldest release that its files are written for."""
+    if engine == "llamafactory":
+        yield Package(name="llamafactory", why="engine llamafactory")
+    elif engine == "trl":
+        yield Package(name="trl", why="engine trl", least=".".join(map(str, LEAST_TRL)))
 
 
 def _kernels(setup: TrainingSetup) -> Iterator[Package]:
