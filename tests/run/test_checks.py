@@ -203,6 +203,7 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"models": (AWAY,)}, "model cache", "passed", "takes 15.0 GiB"),
     # ---- software
     ({"program": None, "engine_problem": ("it was not found", "install it")}, "engine", "failed", "it was not found"),
+    ({"named_python": "/x/python"}, "engine", "warned", "because /x/python has none beside it"),
     ({"python": PythonFacts(path="/x/python", problem="permission denied")}, "python", "failed", "permission denied"),
     ({"python__packages": {"torch": "2.13.0"}}, "bitsandbytes", "failed", "needed for quantization_bit 4"),
     ({"python__packages": {"bitsandbytes": "0.41.2"}}, "bitsandbytes", "failed", "0.43.0 or newer"),

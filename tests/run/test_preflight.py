@@ -10,8 +10,10 @@ import sys
 import threading
 import venv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import packaging
@@ -278,12 +280,29 @@ def test_data_that_is_missing_empty_or_not_registered(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.skipif(IS_ROOT, reason="root reads everything")
-def test_data_that_nobody_may_read(tmp_path: Path) -> None:
-    (tmp_path / "dataset_info.json").write_text('{"secret": {"file_name": "secret.json"}}')
-    (tmp_path / "secret.json").write_text("[1]")
-    (tmp_path / "secret.json").chmod(0)
-    assert "permission denied" in str(look_at_data(tmp_path, ".", ())[0][0].problem)
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Root reads everything: be nobody for a moment."""
+    if IS_ROOT:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if IS_ROOT:
+            os.seteuid(0)
+
+
+def test_data_that_this_user_may_not_read() -> None:
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        (folder / "dataset_info.json").write_text('{"mine": {"file_name": "mine.json"}}')
+        (folder / "mine.json").write_text("[1]")
+        (folder / "mine.json").chmod(0)
+        with without_rights():
+            (facts,), problem = look_at_data(folder, ".", ())
+    assert problem is None
+    assert facts.problem == f"{folder / 'mine.json'} cannot be read: permission denied"
 
 
 # ---- port, processes, file systems
@@ -350,6 +369,20 @@ def test_a_plan_on_the_machine_that_it_is_for(desk: Desk) -> None:
     checks = preflight(load_job(desk.plan(TWO), {}), str(desk.python), answer=answered("two_gpus"))
     assert [check.name for check in checks if check.status != "passed"] == []
     assert {"gpu 0", "gpu 1", "links", "precision", "model", "data"} <= set(named(checks))
+
+
+def test_an_engine_that_is_not_beside_the_named_python(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = load_job(desk.plan(), {"use_cpu": True})
+    other = furnished.environment(desk.path / "other", {})
+    monkeypatch.setenv("PATH", f"{desk.python.parent}{os.pathsep}{os.environ['PATH']}")
+    found = named(preflight(job, str(other)))
+    assert found["engine"].status == "warned"
+    assert found["packages"].status == "passed"
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = named(preflight(job, str(other)))
+    assert found["engine"].status == "failed"
+    assert "pip install" in found["engine"].remedy
+    assert "packages" not in found
 
 
 def test_a_card_that_somebody_holds(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

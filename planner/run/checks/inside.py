@@ -6,6 +6,8 @@ argument is a JSON object: ``packages``, ``engine`` (whose requirements are chec
 modules are tried.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.metadata as metadata
 import importlib.util

@@ -32,7 +32,7 @@ from planner.run.checks.records import (
     Surroundings,
     Volume,
 )
-from planner.run.job import EngineMissingError, find_program
+from planner.run.job import EngineMissingError, find_bin, find_program
 
 if TYPE_CHECKING:
     from planner.run.job import Job
@@ -49,7 +49,7 @@ def look(
     environment: Mapping[str, str],
 ) -> Surroundings:  # fmt: skip
     """``answer`` is the probe's raw one; ``caller`` the starter's variables, ``environment`` the engine's."""
-    visible = caller.get("CUDA_VISIBLE_DEVICES")
+    visible = caller.get("CUDA_VISIBLE_DEVICES") or None  # the launch takes an empty one as none, too
     machine, everything = _machines(answer, visible, need)
     used = {(gpu.index, gpu.uuid) for gpu in machine.gpus}
     program, problem = _program(launch, python, caller)
@@ -64,6 +64,7 @@ def look(
         link_bytes_per_s=_link_speed(machine),
         program=program,
         engine_problem=problem,
+        named_python=python if program and python and Path(program).parent != find_bin(python) else None,
         python=_python(program, need, machine, environment) if program else None,
         output=output,
         host=look_at_host(answer),
@@ -81,9 +82,7 @@ def look(
 
 def _machines(answer: Answer, visible: str | None, need: Need) -> tuple[Machine, Machine]:
     """What the run will see, and everything. The launch sets CUDA_VISIBLE_DEVICES unless the caller did."""
-    chosen = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible or ""}
-    if visible is None:
-        chosen["CUDA_VISIBLE_DEVICES"] = ",".join(need.devices)
+    chosen = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible or ",".join(need.devices)}
     whole = machine_from_answer({**answer, "environment": {}})
     return machine_from_answer({**answer, "environment": chosen}), whole
 

@@ -191,7 +191,8 @@ class OutputFacts:
 class Surroundings:
     """Everything that was found before the start.
 
-    ``machine`` has the GPUs that the run will see, in its order, and ``others`` the rest. ``visible`` is the caller's
+    ``machine`` has the GPUs that the run will see, in its order, and ``others`` the rest. ``named_python`` is the one
+    that was asked for where the program was found elsewhere. ``visible`` is the caller's
     CUDA_VISIBLE_DEVICES, ``cuda`` the newest CUDA that the driver serves, ``links_off`` variables that forbid NCCL a
     path, ``port_taken`` why the port is not free.
     """
@@ -203,6 +204,7 @@ class Surroundings:
     others: tuple[Gpu, ...] = ()
     host: HostFacts = HostFacts()
     engine_problem: tuple[str, str] | None = None
+    named_python: str | None = None
     cuda: tuple[int, int] | None = None
     visible: str | None = None
     links_off: tuple[str, ...] = ()

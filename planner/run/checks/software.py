@@ -20,6 +20,9 @@ def software(need: Need, here: Surroundings) -> Iterator[Check]:
     """What starts the run, and what it imports."""
     if here.engine_problem is not None or here.program is None:
         yield failed("engine", *(here.engine_problem or ("it was not found", "install it")))
+    elif here.named_python is not None:
+        sentence = f"{here.program} starts it, because {here.named_python} has none beside it"
+        yield warned("engine", sentence, "install the engine there, or name the Python that has it")
     else:
         yield passed("engine", f"{here.program} starts it")
     python = here.python
