@@ -24,6 +24,7 @@ from planner.run.checks.look_inputs import look_at_data, look_at_model
 from planner.run.checks.look_python import ask_python, interpreter_of
 from planner.run.checks.needs import setting
 from planner.run.checks.records import (
+    DataFacts,
     HostFacts,
     Limit,
     Need,
@@ -70,7 +71,7 @@ def look(
         host=look_at_host(answer),
         output_volume=volume_of(job.output),
         cache_volume=volume_of(hub_cache_dir()),
-        models=tuple(look_at_model(role, name, environment) for role, name in need.model_names),
+        models=tuple(look_at_model(role, name, environment, base=job.folder) for role, name in need.model_names),
         data=data,
         data_problem=data_problem,
         port_taken=None if need.port is None else port_taken(need.port),
@@ -204,7 +205,7 @@ def port_taken(port: int) -> str | None:
 # ---- the folder
 
 
-def _data(job: Job) -> Any:
+def _data(job: Job) -> tuple[tuple[DataFacts, ...], str | None]:
     """Of LLaMA-Factory the named sets; the other engines read the plan's own file in the folder."""
     settings = job.settings
     stated = [setting(settings, key) for key in ("dataset", "eval_dataset")]
@@ -216,11 +217,12 @@ def _output(job: Job) -> OutputFacts:
     output = job.output
     newest, found = last_whole(output), checkpoints(output)
     step = step_of(newest) if newest else None
+    whole = sum(1 for each in found if step is not None and (step_of(each) or 0) <= step)
     return OutputFacts(
         shown=str(output.relative_to(job.folder)) if output.is_relative_to(job.folder) else str(output),
         step=step,
-        whole=sum(1 for each in found if step is not None and (step_of(each) or 0) <= step),
-        torn=len(found) - sum(1 for each in found if step is not None and (step_of(each) or 0) <= step),
+        whole=whole,
+        torn=len(found) - whole,
         models=_models_in(output),
         unwritable=_unwritable(output),
         others=working_in(job.folder),

@@ -32,12 +32,12 @@ _REMOTE = {
 }  # fmt: skip
 
 
-def look_at_model(role: str, name: str, environment: Mapping[str, str]) -> ModelFacts:
-    """Where a model lies and whether it is whole there; else whether it can be fetched."""
-    path = Path(name).expanduser()
+def look_at_model(role: str, name: str, environment: Mapping[str, str], *, base: Path = Path()) -> ModelFacts:
+    """Where a model lies (a path counts from ``base``) and whether it is whole there; else whether it can be fetched."""
+    path = base / Path(name).expanduser()
     if path.is_dir():
         return _folder(role, name, path, is_local=True)
-    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+    if Path(name).is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         return ModelFacts(role=role, name=name, is_local=True)
     other = next((each for each in _OTHER_HUBS if environment.get(each, "").lower() in _YES), None)
     if other is not None:

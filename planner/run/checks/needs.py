@@ -68,7 +68,9 @@ def need_of(job: Job, launch: Launch, environment: Mapping[str, str]) -> Need:
             each.name for each in launch.environment if each.kind == "required" and not environment.get(each.name)
         ),
         port=_port(launch, environment, context, starts_torchrun=context.world_size > 1 or setup.parallelism in ZERO),
-        counted_link_bytes_per_s=paths(machine, shipped()).between_gpus if len(machine.gpus) > 1 else None,
+        counted_link_bytes_per_s=paths(machine, shipped()).between_gpus
+        if len(machine.gpus) > 1 and machine.nodes == 1
+        else None,
     )
 
 
