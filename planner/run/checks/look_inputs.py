@@ -33,7 +33,7 @@ _REMOTE = {
 
 
 def look_at_model(role: str, name: str, environment: Mapping[str, str], *, base: Path = Path()) -> ModelFacts:
-    """Where a model lies (a path counts from ``base``) and whether it is whole there; else whether it can be fetched."""
+    """Where a model lies (paths count from ``base``) and whether it is whole there; else whether it can be fetched."""
     path = base / Path(name).expanduser()
     if path.is_dir():
         return _folder(role, name, path, is_local=True)
