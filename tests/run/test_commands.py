@@ -69,6 +69,7 @@ def test_one_document_says_how_it_went(desk: Desk, capsys: pytest.CaptureFixture
 
 def test_flags_plan_and_run_at_once(desk: Desk, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["run", *ONE, "--python", str(desk.python), "--skip-worst-case", "--set", "max_steps=4"]
+    words += ["--set", "use_cpu=true"]
     assert run([*words, "--out", str(tmp_path / "fresh")]) == 0
     assert len(runs_of(tmp_path / "fresh")) == 1
     assert run(["run", *ONE[:-2], "--gpus", "1x1GB"]) == 1
@@ -77,10 +78,10 @@ def test_flags_plan_and_run_at_once(desk: Desk, capsys: pytest.CaptureFixture[st
 def test_preflight_alone_starts_nothing(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     folder = desk.plan()
     assert desk.run(folder, "--preflight-only") == 0
-    assert "Preflight" in capsys.readouterr().out
+    assert "Preflight: 1 warned, " in capsys.readouterr().out  # Liger's kernels on the CPU
     assert desk.run(folder, "--preflight-only", "--json") == 0
     checks = json.loads(capsys.readouterr().out)["checks"]
-    assert {check["status"] for check in checks} == {"passed"}
+    assert [check["name"] for check in checks if check["status"] != "passed"] == ["kernels"]
     assert runs_of(folder) == []
 
 

@@ -409,17 +409,6 @@ def test_a_port_that_was_named_and_is_taken(desk: Desk, monkeypatch: pytest.Monk
     assert "address already in use" in check.sentence
 
 
-def test_preflight_only_answers_and_starts_nothing(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = desk.plan()
-    capsys.readouterr()
-    assert desk.run(folder, "--preflight-only", "--json") == 0
-    document = json.loads(capsys.readouterr().out)
-    assert {check["status"] for check in document["checks"]} <= {"passed", "warned"}
-    assert desk.run(folder, "--preflight-only") == 0
-    assert "Preflight: 1 warned, " in capsys.readouterr().out
-    assert [each.name for each in (folder / RUNS).iterdir() if each.is_dir()] == []
-
-
 def test_what_failed_is_said_and_nothing_starts(
     desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,10 +34,10 @@ def versions(names: list[str]) -> dict[str, str]:
 def unmet(package: str) -> list[list[str | None]]:
     """Pairs of a stated requirement and what is installed; empty where nothing can be told."""
     try:
-        from packaging.requirements import Requirement
+        requirements = importlib.import_module("packaging.requirements")  # that Python's; it comes with transformers
     except ImportError:
         return []
-    stated = [Requirement(text) for text in metadata.requires(package) or ()]
+    stated = [requirements.Requirement(text) for text in metadata.requires(package) or ()]
     found: list[list[str | None]] = []
     for each in stated:
         if each.marker is not None and not each.marker.evaluate({"extra": ""}):
