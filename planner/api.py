@@ -25,11 +25,11 @@ def estimate(setup: TrainingSetup, machine: Machine | None = None) -> Estimate:
     return explain(setup, resolve(setup.model), where)
 
 
-def explain(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Estimate:
+def explain(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, replayed: bool = True) -> Estimate:
     """The rules first, then the memory: what the setup's engine would refuse to run is not estimated.
 
     An engine without rules of its own is priced as plain transformers, so a rule that forbids is a warning there.
-    Raises InputError with the sentence and the id of the rule.
+    ``replayed`` as in planner.memory.estimate. Raises InputError with the sentence and the id of the rule.
     """
     from dataclasses import replace
 
@@ -46,7 +46,7 @@ def explain(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Estimate
         from planner.calibrate.models import Models
 
         priced = Models(local).estimate
-    answer = priced(setup, spec, machine)
+    answer = priced(setup, spec, machine, replayed=replayed)
     remarks = tuple(f"{each.sentence} (rule {each.rule_id})" for each in met)
     return replace(answer, warnings=answer.warnings + remarks) if remarks else answer
 

@@ -8,9 +8,12 @@ where n is too small for that (n < c / (1 - c)) it is the largest one. Two thing
 rule assumes: most rows of a class come from few models, and later users have other ones. So a class's margin is
 stretched by 1 + 1 / sqrt(models) and never below its floor. Rows of more.jsonl are not read: they are the check.
 
-Cache ([cache]): the figures that bring reserved and nvidia-smi meters closest, by median of |error|, one figure at a
-time over a grid until nothing improves. Left out are runs that came within 7 % of their card, where the allocator had
-given back what it could, and batches of varying length, whose cache depends on the order of the data.
+Cache ([cache]): the figures that bring the fast formula closest to replays of the same runs' logs through the caching
+allocator's rules (planner.memory.replayed), one figure at a time over a grid until nothing improves. No meter is read.
+
+Replay ([replay]): the two figures of the replay that no mechanism gives yet, by the same search over reserved and
+nvidia-smi meters. Left out are runs that came within 7 % of their card, where the allocator had given back what it
+could, and batches of varying length, whose cache depends on the order of the data.
 
 ``--check`` writes nothing and fails when the tables would change by more than rounding.
 """
@@ -23,6 +26,7 @@ import re
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +38,8 @@ from comparisons import FIGURE, judge_row, peaks  # noqa: E402
 from measured_setups import Row, rows  # noqa: E402
 
 from planner.hardware.machine import Machine  # noqa: E402
-from planner.memory import overhead  # noqa: E402
+from planner.memory import overhead, replayed  # noqa: E402
+from planner.memory.replayed import Reservation  # noqa: E402
 from planner.model.spec import ModelSpec  # noqa: E402
 from planner.rulebook.paths import rules_dir  # noqa: E402
 from planner.training import TrainingSetup  # noqa: E402
@@ -54,6 +59,10 @@ FLOORS = {
     "foreign_sharded": (0.05, 0.12),
 }
 NEARLY_FULL = 0.93
+REPLAY_GRIDS: dict[str, tuple[float, ...]] = {
+    "loss_fused": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "sharded_mib": (0, 250, 500, 750, 1000, 1500),
+}
 GRIDS: dict[str, tuple[float, ...]] = {
     "base_mib": (0, 60, 120, 240, 360, 480),
     "window": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
@@ -74,21 +83,34 @@ class Seen:
     spec: ModelSpec
     machine: Machine
     asked: dict[str, Any]
+    reservation: Reservation | None  # None: no log
 
     @property
     def trust(self) -> str:
         """The row's class."""
         return overhead.trust_class(self.setup, self.spec, self.machine.world_size)
 
-    def answer(self) -> overhead.Overheads:
-        """The overheads with the figures as they are now."""
+    def formula(self) -> overhead.Overheads:
+        """The overheads of the formula, with the figures as they are now."""
         return overhead.overheads(self.setup, self.spec, self.machine, **self.asked)
+
+    def answer(self) -> overhead.Overheads:
+        """The overheads of the replay where there is one."""
+        found = None if self.reservation is None else self.reservation.bytes(**overhead.rules()["replay"])
+        return overhead.overheads(self.setup, self.spec, self.machine, **self.asked | {"replayed_bytes": found})
 
 
 def look() -> list[Seen]:
     """Every published row that has an estimate, with the arguments of its overheads."""
     calls: list[dict[str, Any]] = []
-    real = overhead.overheads
+    logs: list[Reservation | None] = []
+    real, real_log = overhead.overheads, replayed.reservation
+
+    def spy_log(*places: Any) -> Reservation | None:
+        logs.append(real_log(*places))
+        return logs[-1]
+
+    replayed.reservation = spy_log
 
     def spy(*places: Any, **named: Any) -> overhead.Overheads:
         calls.append({"places": places, "named": named})
@@ -101,10 +123,12 @@ def look() -> list[Seen]:
     seen = []
     for row in rows("published"):
         calls.clear()
+        logs.clear()
         judge_row(row)
         if calls:
-            setup, spec, machine = calls[-1]["places"]
-            seen.append(Seen(row=row, setup=setup, spec=spec, machine=machine, asked=calls[-1]["named"]))
+            setup, spec, machine = calls[0]["places"]
+            asked, log = calls[0]["named"], logs[0]
+            seen.append(Seen(row=row, setup=setup, spec=spec, machine=machine, asked=asked, reservation=log))
     return seen
 
 
@@ -137,30 +161,38 @@ def quantile(values: list[float], coverage: float) -> float:
     return sorted(values)[place - 1]
 
 
-def cache(seen: list[Seen]) -> dict[str, float]:
-    """The [cache] figures by coordinate search on the mean of two medians, reserved and nvidia-smi."""
-    best = {name: overhead.rules()["cache"][name] for name in GRIDS}
-    score = loss(seen, best)
-    improved = True
+def fitted(
+    name: str, grids: dict[str, tuple[float, ...]], loss: Callable[[list[Seen]], float], seen: list[Seen]
+) -> dict[str, float]:
+    """The figures of one table by coordinate search over its grids."""
+    table = overhead.rules()[name]
+    best = {key: table[key] for key in grids}
+    score, improved = loss(seen), True
     while improved:
         improved = False
-        for name, grid in GRIDS.items():
+        for key, grid in grids.items():
             for value in grid:
-                tried = best | {name: value}
-                result = loss(seen, tried)
+                table.update(best | {key: value})
+                result = loss(seen)
                 if result < score - 1e-6:
-                    best, score, improved = tried, result, True
-    print(f"cache: mean absolute log error {score:.4f}")
+                    best, score, improved = best | {key: value}, result, True
+        table.update(best)
+    print(f"{name}: mean absolute log error {score:.4f}")
     return best
 
 
-def loss(seen: list[Seen], figures: dict[str, float]) -> float:
+def formula_loss(seen: list[Seen]) -> float:
+    """Mean |log error| of the formula's reserved bytes against the replay's, capped so that outliers do not steer."""
+    logged = [one for one in seen if one.reservation is not None]
+    pairs = [(one.formula().reserved_bytes, one.answer().reserved_bytes) for one in logged]
+    return statistics.fmean(min(abs(math.log(formula / replay)), 0.5) for formula, replay in pairs)
+
+
+def replay_loss(seen: list[Seen]) -> float:
     """Mean |log error| of reserved and device bytes, each error capped so that outliers do not steer."""
-    table = overhead.rules()["cache"]
-    table.update(figures)
     errors = []
     for one in seen:
-        if not one.setup.packing:
+        if not one.setup.packing or one.reservation is None:
             continue
         answer = one.answer()
         capacity = one.machine.smallest.capacity_bytes
@@ -189,10 +221,13 @@ def spreads(seen: list[Seen]) -> dict[str, float]:
     }
 
 
-def write(text: str, tables: dict[str, dict[str, float]], figures: dict[str, float]) -> str:
+def write(text: str, tables: dict[str, dict[str, float]], figures: dict[str, dict[str, float]]) -> str:
     """The TOML text with new figures; comments and facts stay."""
-    for name, value in figures.items():
-        text = re.sub(rf"(?m)^({name} = )[\d.]+", rf"\g<1>{value}", text, count=1)
+    for table, values in figures.items():
+        head, name, tail = text.partition(f"[{table}]\n")
+        for key, value in values.items():
+            tail = re.sub(rf"(?m)^({key} = )[\d.]+", rf"\g<1>{value}", tail, count=1)
+        text = head + name + tail
     text = text[: text.index("[allocated.")].rstrip() + "\n"
     for name, table in tables.items():
         text += f"\n[allocated.{name}]\n" + "".join(f"{key} = {value}\n" for key, value in table.items())
@@ -204,9 +239,8 @@ def main() -> None:
     reader.add_argument("--check", action="store_true", help="fail when the tables are stale")
     asked = reader.parse_args()
     seen = look()
-    figures = cache(seen)
-    overhead.rules()["cache"].update(figures)
-    figures |= spreads(seen)
+    figures = {"replay": fitted("replay", REPLAY_GRIDS, replay_loss, seen)}
+    figures["cache"] = fitted("cache", GRIDS, formula_loss, seen) | spreads(seen)
     before = TARGET.read_text(encoding="utf-8")
     after = write(before, margins(seen), figures)
     if asked.check:

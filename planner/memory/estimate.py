@@ -16,7 +16,8 @@ from planner.memory.models import extra_model_bytes
 from planner.memory.optimizer import optimizer_cost, together
 from planner.memory.overhead import Overheads, overheads, workspace_bytes
 from planner.memory.regime import Regime, resolve_regime
-from planner.memory.remarks import assumptions_of, warnings_of
+from planner.memory.remarks import assumptions_of, warnings_of, width_of
+from planner.memory.replayed import replayed_bytes
 from planner.memory.result import COVERAGE, PARTS, Breakdown, Estimate, Phase, Price, judge
 from planner.memory.sharding import kept_per_layer_bytes_per_token, lay_out
 from planner.memory.split import split
@@ -59,8 +60,13 @@ def price(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
     )
 
 
-def estimate(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE) -> Estimate:
+def estimate(
+    setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE, replayed: bool = True
+) -> Estimate:
     """The explained estimate of exactly this setup; bytes are integers, per GPU of the worst rank.
+
+    ``replayed``: reserved and device memory come from the run's log under the caching allocator's own rules, which
+    takes some hundredths of a second; False takes the formula that the search uses.
 
     ``spec`` and ``machine`` are what the setup's model and gpus stand for. A machine without GPUs (a driver that
     answers nothing) is priced as one unknown card: no capacity, no verdict.
@@ -68,6 +74,9 @@ def estimate(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverag
     """
     worked = _work(setup, spec, machine, coverage=coverage)
     over, timeline = worked.overheads, worked.timeline
+    found = replayed_bytes(timeline, worked.allocated_bytes) if replayed else None
+    if found is not None:
+        over = _overheads(timeline, machine, worked.allocated_bytes, coverage, replayed=found)
     capacity = machine.smallest.capacity_bytes if machine.gpus else None
     context = over.context_bytes + over.nccl_bytes
     verdict = None
@@ -94,7 +103,7 @@ def estimate(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverag
         disk_bytes=worked.host.disk_bytes,
         trainable_parameters=worked.parts.trained,
         total_parameters=worked.parts.total,
-        assumptions=assumptions_of(worked.setup, spec, machine, worked.regime),
+        assumptions=(*assumptions_of(worked.setup, spec, machine, worked.regime), width_of(over, coverage)),
         warnings=warnings_of(worked.setup, spec, machine, worked.regime),
     )
 
@@ -174,7 +183,9 @@ def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
     )  # fmt: skip
 
 
-def _overheads(timeline: Timeline, machine: Machine, allocated: int, coverage: float) -> Overheads:
+def _overheads(
+    timeline: Timeline, machine: Machine, allocated: int, coverage: float, *, replayed: int | None = None
+) -> Overheads:
     step = timeline.step
     best = timeline.best
     loss = max(best["loss"][4], best["backward"][4])
@@ -186,6 +197,7 @@ def _overheads(timeline: Timeline, machine: Machine, allocated: int, coverage: f
         allocated_bytes=allocated, logits_bytes=loss,
         window_bytes=max(0, min(timeline.totals["backward"] - static, timeline.window)),
         gathered_bytes=gathered, loss_phase_bytes=timeline.totals["loss"], apart_bytes=apart, coverage=coverage,
+        replayed_bytes=replayed,
         static_bytes=static, active_bytes=max(timeline.totals[phase] for phase in ("forward", "loss", "backward")),
     )  # fmt: skip
 

@@ -37,10 +37,7 @@ def lay_out_fsdp(
     held, scales = _held(setup, regime, units)
     shards = share(held, ranks)
     parts = 1 if replicates_adapters(setup, regime) else ranks
-    roots = [u for u in units if u.is_root]
-    layers = [u for u in units if not u.is_root]
-    root = sum(u.count * _unsharded(setup, regime, u) for u in roots)
-    layer = max((_unsharded(setup, regime, u) for u in layers), default=0)
+    root, layer = group_bytes(setup, regime, units)
     staging = share(layer, ranks) if offloaded else 0
     forward, backward = _units_in_flight(setup, regime)
     gradients = _Gradients(setup, regime, units, parts)
@@ -64,6 +61,12 @@ def lay_out_fsdp(
         step_temporaries=0 if offloaded else share(cost.step_temporary_bytes, parts),
         notes=gradients.notes(),
     )
+
+
+def group_bytes(setup: TrainingSetup, regime: Regime, units: Sequence[Unit]) -> tuple[int, int]:
+    """Bytes of the gathered root unit and of the largest gathered layer."""
+    root = sum(u.count * _unsharded(setup, regime, u) for u in units if u.is_root)
+    return root, max((_unsharded(setup, regime, u) for u in units if not u.is_root), default=0)
 
 
 def _offloads(setup: TrainingSetup) -> bool:

@@ -40,6 +40,12 @@ class Overheads:
     allocated_interval: tuple[int, int]
     reserved_interval: tuple[int, int]
     device_interval: tuple[int, int]
+    trust: str  # the class whose residuals made the margin
+    margin: float  # the upper one, relative to the allocated bytes
+    rows: int  # published runs of that class
+    models: int
+    fragmented_bytes: int  # what fragments may hold at the peak of activations
+    withheld_bytes: int
 
     def interval(self) -> dict[str, tuple[int, int]]:
         """Low and high bounds by meter, as the contract names them."""
@@ -195,6 +201,7 @@ def overheads(
     apart_bytes: int = 0,
     static_bytes: int = 0,
     active_bytes: int | None = None,
+    replayed_bytes: int | None = None,
     coverage: float = COVERAGE,
     expandable: bool = False,
 ) -> Overheads:
@@ -204,6 +211,7 @@ def overheads(
     unsharded groups alive together, ``loss_phase_bytes`` all live bytes of the loss phase, ``apart_bytes`` the sum over
     the parts of a breakdown of each part's largest size in any phase; ``static_bytes`` are weights and optimizer
     states, ``active_bytes`` the peak of forward, loss and backward with them (None: ``allocated_bytes``).
+    ``replayed_bytes`` is the reservation that a replayed log found; None takes the formula's.
     ``expandable`` says that the job sets expandable segments.
     """
     kind = machine.smallest.kind if machine.gpus else None
@@ -218,13 +226,17 @@ def overheads(
         loss_phase=loss_phase_bytes,
         apart=apart_bytes,
     )
+    if replayed_bytes is not None:
+        reserved = replayed_bytes
     cache = rules()["cache"]
     if expandable:
         reserved = allocated_bytes + int((reserved - allocated_bytes) * cache["expandable"])
-    below, above = margins(trust_class(setup, spec, machine.world_size), coverage)
+    trust = trust_class(setup, spec, machine.world_size)
+    below, above = margins(trust, coverage)
     low, high = int(allocated_bytes * (1 - below)), int(allocated_bytes * (1 + above))
     active = allocated_bytes if active_bytes is None else active_bytes
-    lost = fragmented_share(_fragmentation_kind(setup), coverage, expandable) * max(active - static_bytes, 0)
+    lost = int(fragmented_share(_fragmentation_kind(setup), coverage, expandable) * max(active - static_bytes, 0))
+    withheld = withheld_bytes(machine)
     kept = reserved - allocated_bytes
     spread = cache["spread_packed" if setup.packing else "spread_varied"]
     reserved_interval = (low + int(kept * (1 - cache["spread_low"])), high + int(kept * (1 + spread)))
@@ -233,11 +245,17 @@ def overheads(
         nccl_bytes=nccl,
         reserved_bytes=reserved,
         device_bytes=reserved + context + nccl,
-        required_bytes=max(high, int(active * (1 + above) + lost)) + context + nccl + withheld_bytes(machine),
+        required_bytes=max(high, int(active * (1 + above)) + lost) + context + nccl + withheld,
         allocated_interval=(low, high),
         reserved_interval=reserved_interval,
         device_interval=(
             reserved_interval[0] + int(rules()["context"]["low_mib"]) * MIB + nccl // 2,
             reserved_interval[1] + int(rules()["context"]["high_mib"]) * MIB + nccl * 2,
         ),
+        trust=trust,
+        margin=above,
+        rows=int(rules()["allocated"][trust]["rows"]),
+        models=int(rules()["allocated"][trust]["models"]),
+        fragmented_bytes=lost,
+        withheld_bytes=withheld,
     )

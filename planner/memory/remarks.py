@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from planner.hardware.machine import Machine
 from planner.memory.models import named
+from planner.memory.overhead import Overheads
 from planner.memory.regime import Regime
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup
+from planner.units import show_gib
 
 
 def assumptions_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime: Regime) -> tuple[str, ...]:
@@ -24,6 +26,30 @@ def assumptions_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regi
     if setup.stage in ("ppo", "grpo"):
         said.append("generation is priced without its key-value cache")
     return tuple(dict.fromkeys(said))
+
+
+CLASSES = {
+    "traced": "one GPU or DDP under transformers",
+    "moe": "mixtures of experts on one GPU",
+    "rare": "settings that no published run covers",
+    "sharded": "FSDP1 under transformers",
+    "rare_sharded": "sharded settings that no published run covers",
+    "moe_sharded": "mixtures of experts under FSDP1",
+    "remote_code": "models with modelling code of their own",
+    "foreign": "training programs of other engines on one GPU",
+    "foreign_sharded": "training programs of other engines on several GPUs",
+}
+
+
+def width_of(over: Overheads, coverage: float) -> str:
+    """Why ``required_bytes`` lies where it does: the class of the residuals, how many there are, and what is added."""
+    tested = f"{over.rows} published runs of {over.models} models" if over.rows else "no published run, a floor alone"
+    lost = show_gib(over.fragmented_bytes, digits=2)
+    outside = show_gib(over.context_bytes + over.nccl_bytes + over.withheld_bytes, digits=2)
+    return (
+        f"required at {coverage:.0%} holds {over.margin:.1%} above allocated memory ({CLASSES[over.trust]}: {tested}), "
+        f"{lost} lost to fragments beside activations, and {outside} of context, NCCL and driver"
+    )
 
 
 def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime: Regime) -> tuple[str, ...]:

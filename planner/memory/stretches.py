@@ -41,6 +41,7 @@ class Stretch:
     number: int
     curve: BlockCurve
     checkpointed: bool
+    leaf: bool = False  # the input needs no gradient
 
 
 def stretches_of(step: Step) -> tuple[Stretch, ...]:
@@ -65,7 +66,7 @@ def _found_stretches(
     first = found[0]
     if step.setup.is_adapter and not first.checkpointed and not parts.embedding_trained:
         # a frozen embedding's output needs no gradient, so the first layer keeps less in front of its adapters
-        found[:1] = [Stretch(first.layer, 1, _curve_of(step, first.layer, False, leaf=True), False)]
+        found[:1] = [Stretch(first.layer, 1, _curve_of(step, first.layer, False, leaf=True), False, leaf=True)]
         if first.number > 1:
             found.insert(1, replace(first, number=first.number - 1))
     return tuple(found)

@@ -49,10 +49,11 @@ NOTHING = Moment(0, 0, 0)
 class Meter:
     """Counts live bytes and remembers every local maximum."""
 
-    __slots__ = ("const", "gradient", "peaks", "rising", "square", "temporary", "token")
+    __slots__ = ("const", "gradient", "log", "peaks", "rising", "square", "temporary", "token")
 
     def __init__(self) -> None:
         self.const = self.token = self.square = self.gradient = self.temporary = 0
+        self.log: list[tuple[bool, Storage]] | None = None  # births (True) and deaths in order, where somebody asks
         self.peaks: list[Moment] = []
         self.rising = False
 
@@ -92,6 +93,8 @@ class Storage:
         self.meter, self.kind, self.handles = meter, kind, 0
         self._count(1)
         meter.rising = True
+        if meter.log is not None:
+            meter.log.append((True, self))
 
     def _count(self, sign: int) -> None:
         meter = self.meter
@@ -111,6 +114,8 @@ class Storage:
             self.meter.peaks.append(self.meter.now())
             self.meter.rising = False
         self._count(-1)
+        if self.meter.log is not None:
+            self.meter.log.append((False, self))
 
     def become(self, kind: str) -> None:
         """Book the same bytes under another part."""

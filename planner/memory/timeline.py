@@ -31,7 +31,8 @@ class Timeline:
         self.squares = self.tokens * setup.seq_len
         self.mixed = (setup.parallelism or "none") in FSDP and step.regime.autocast is not None and not setup.is_adapter
         stream = step.regime.compute if self.mixed else step.regime.stream
-        self.stream = bytes_of(stream) * step.spec.hidden * self.tokens
+        self.stream_each = bytes_of(stream) * step.spec.hidden
+        self.stream = self.stream_each * self.tokens
         self.stretches = stretches_of(step)
         self.window = max(
             (m.at(self.tokens, self.squares) for s in self.stretches for m in s.curve.backward), default=0
@@ -155,9 +156,7 @@ class Timeline:
             for logits, copies in ((loss.repeated, 0), (loss.head, loss.head_temporary)):
                 self.at("loss", old, logits=logits, gradients=gradients, temporaries=copies, gathered=gathered)
         held = below + norm_kept + (norm_out if step.parts.head_trained else 0)
-        if holds_outputs(step.setup, step.spec, step.regime):  # and their key-value cache with them
-            width = 2 if step.regime.autocast is None else 4  # accelerate makes outputs fp32
-            held += sum(2 * width * s.number * s.layer.block.attention.kv_width for s in self.stretches) * self.tokens
+        held += self.outputs_held_per_token * self.tokens
         self.at(
             "backward",
             held,
@@ -174,6 +173,15 @@ class Timeline:
                 "backward", held + norm_out, logits=logits, gradients=gradients + head,
                 temporaries=head_cast + loss.head_temporary, gathered=gathered,
             )  # fmt: skip
+
+    @property
+    def outputs_held_per_token(self) -> int:
+        """Bytes of the key-value cache that comes with outputs which live through the loss's backward pass."""
+        step = self.step
+        if not holds_outputs(step.setup, step.spec, step.regime):
+            return 0
+        width = 2 if step.regime.autocast is None else 4  # accelerate makes outputs fp32
+        return sum(2 * width * s.number * s.layer.block.attention.kv_width for s in self.stretches)
 
     def _head_gradient(self, itemsize: int) -> int:
         """The head's weight gradient as its matmul makes it."""

@@ -77,15 +77,17 @@ class Desk:
 
         return _once(self._specs, model, lambda: resolve(model))
 
-    def answer(self, raw: dict[str, Any], *, place: str) -> tuple[TrainingSetup, ModelSpec, Machine, Estimate]:
-        """Estimate one setup given as plain values. Raises InputError."""
+    def answer(
+        self, raw: dict[str, Any], *, place: str, replayed: bool = True
+    ) -> tuple[TrainingSetup, ModelSpec, Machine, Estimate]:
+        """Estimate one setup given as plain values; ``replayed`` as in planner.memory.estimate. Raises InputError."""
         from planner.api import explain
         from planner.cli.io import open_setup_values
         from planner.training import setup_from_mapping
 
         setup = setup_from_mapping(open_setup_values(raw), place=place)
         spec, machine = self.spec(setup.model), self.machine(setup.gpus)
-        return setup, spec, machine, explain(setup, spec, machine)
+        return setup, spec, machine, explain(setup, spec, machine, replayed=replayed)
 
 
 def _once(known: dict[Key, Found | PlannerError], key: Key, find: Callable[[], Found]) -> Found:
@@ -145,7 +147,8 @@ def _rows(text: str, stated: dict[str, Any], desk: Desk, path: str) -> Iterator[
 def _row(line: str, stated: dict[str, Any], desk: Desk, place: str) -> Estimate | PlannerError:
     """One row's answer; whatever goes wrong with it, the other rows still answer."""
     try:
-        return desk.answer(stated | json_object(line, place=place), place=place)[-1]
+        row = stated | json_object(line, place=place)
+        return desk.answer(row, place=place, replayed=False)[-1]  # thousands of rows a second
     except PlannerError as problem:
         return problem
     except Exception as problem:
