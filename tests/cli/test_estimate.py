@@ -84,10 +84,10 @@ def test_a_bug_in_one_row_leaves_the_others_their_answers(
 
     honest = memory.estimate
 
-    def fails_at_512(setup: TrainingSetup, *others: Any) -> Any:
+    def fails_at_512(setup: TrainingSetup, *others: Any, **how: Any) -> Any:
         if setup.seq_len == 512:
             raise ZeroDivisionError("oops")
-        return honest(setup, *others)
+        return honest(setup, *others, **how)
 
     monkeypatch.setattr(memory, "estimate", fails_at_512)
     path = rows(tmp_path, FITS | {"seq_len": 512}, FITS)
@@ -95,6 +95,22 @@ def test_a_bug_in_one_row_leaves_the_others_their_answers(
     broken, fine = answers(capsys)
     assert "bug of ours" in broken["error"]
     assert fine["verdict"] == "fits"
+
+
+def test_a_long_file_takes_the_formula_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.cli.commands.estimate.REPLAYED_ROWS", 1)
+    assert run(["estimate", "--from", rows(tmp_path, FITS, FITS), "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("note: 2 rows are many")
+    monkeypatch.setattr("planner.cli.commands.estimate.REPLAYED_ROWS", 2)
+    assert run(["estimate", "--from", rows(tmp_path, FITS, FITS), "--json"]) == 0
+    alone = capsys.readouterr()
+    assert alone.err == ""
+    many, few = (json.loads(text.out)["estimates"][0] for text in (said, alone))
+    assert many["required_bytes"] == few["required_bytes"]
+    assert many["reserved_bytes"] != few["reserved_bytes"]
 
 
 def test_a_file_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

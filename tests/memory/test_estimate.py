@@ -30,7 +30,8 @@ VERDICTS = ("fits", "uncertain", "does_not_fit")
 
 
 def run(setup: TrainingSetup, gpus: str) -> Estimate:
-    return estimate(setup, resolve(setup.model), MACHINES[gpus])
+    """By formula: many setups in little time. Replays have tests of their own, in test_steplog.py and below."""
+    return estimate(setup, resolve(setup.model), MACHINES[gpus], replayed=False)
 
 
 def run_or_skip(setup: TrainingSetup, gpus: str) -> Estimate:
@@ -91,12 +92,26 @@ def check_whole(answer: Estimate) -> None:
 @SOME
 def test_the_fast_answer_is_the_explained_one(asked: Asked) -> None:
     setup, gpus = asked
-    run_or_skip(setup, gpus)
-    answer = estimate(setup, resolve(setup.model), MACHINES[gpus], replayed=False)
+    answer = run_or_skip(setup, gpus)
     fast = price(setup, resolve(setup.model), MACHINES[gpus])
     for field in ("allocated_bytes", "reserved_bytes", "device_bytes", "required_bytes", "context_bytes", "host_bytes"):
         assert getattr(fast, field) == getattr(answer, field)
     assert fast.peak_phase == answer.peak_phase
+
+
+@given(asked=any_setup())
+@settings(SOME, max_examples=8)
+def test_a_replay_moves_reserved_and_device_alone(asked: Asked) -> None:
+    setup, gpus = asked
+    answer = run_or_skip(setup, gpus)
+    explained = estimate(setup, resolve(setup.model), MACHINES[gpus])
+    assert explained.allocated_bytes <= explained.reserved_bytes
+    assert explained.reserved_bytes + explained.context_bytes == explained.device_bytes
+    for meter, (low, high) in explained.interval.items():
+        assert low <= getattr(explained, meter) <= high
+    moved = {"reserved_bytes", "device_bytes", "interval"}
+    one, other = explained.to_dict(), answer.to_dict()
+    assert {key for key in one if one[key] != other[key]} <= moved
 
 
 @given(asked=any_setup())
@@ -173,7 +188,7 @@ def test_more_capacity_never_worsens_the_verdict(asked: Asked, factor: float) ->
     machine = MACHINES[gpus]
     spec = resolve(setup.model)
     small = run_or_skip(setup, gpus)
-    large = estimate(setup, spec, grown(machine, factor))
+    large = estimate(setup, spec, grown(machine, factor), replayed=False)
     assert large.required_bytes == small.required_bytes
     assert VERDICTS.index(str(large.verdict)) <= VERDICTS.index(str(small.verdict))
 
@@ -188,7 +203,7 @@ def test_a_wider_coverage_needs_no_less(asked: Asked) -> None:
     setup, gpus = asked
     spec, machine = resolve(setup.model), MACHINES[gpus]
     narrow = run_or_skip(setup, gpus)
-    bold, bolder = (estimate(setup, spec, machine, coverage=c) for c in (0.90, 0.80))
+    bold, bolder = (estimate(setup, spec, machine, coverage=c, replayed=False) for c in (0.90, 0.80))
     assert bolder.required_bytes <= bold.required_bytes <= narrow.required_bytes
     assert bold.allocated_bytes == narrow.allocated_bytes
 
@@ -321,7 +336,7 @@ def test_every_model_of_the_catalogue_is_estimated() -> None:
     machine = MACHINES["1xH100-80GB"]
     for spec in specs():
         for method in ("full", "qlora"):
-            answer = estimate(TrainingSetup(model=spec.id, method=method), spec, machine)
+            answer = estimate(TrainingSetup(model=spec.id, method=method), spec, machine, replayed=False)
             assert answer.allocated_bytes == max(parts.total for parts in answer.phases.values()), spec.id
             assert 0 < answer.trainable_parameters <= answer.total_parameters, spec.id
             assert answer.phases["load"].weights > spec.parameters // 2, spec.id

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 VERDICT_CODES = {"fits": EXIT_FITS, "uncertain": EXIT_UNCERTAIN, "does_not_fit": EXIT_DOES_NOT_FIT, None: EXIT_FITS}
 # Worst first: a row that cannot be read says nothing at all; then a run that will fail, then one that may.
 SEVERITY = (EXIT_OUR_BUG, EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_UNCERTAIN, EXIT_FITS)
+REPLAYED_ROWS = 200  # a replay takes some hundredths of a second; longer files keep to thousands of rows a second
 Key = TypeVar("Key")
 Found = TypeVar("Found")
 _NOT_SETUP = ("ram", "machine", "from", "json")
@@ -119,16 +120,23 @@ def _one(stated: dict[str, Any], desk: Desk, *, as_json: bool) -> int:
 
 
 def _many(path: str, stated: dict[str, Any], desk: Desk, *, as_json: bool) -> int:
-    from planner.cli.io import screen, write_out
+    from planner.cli.io import say, screen, write_out
 
-    rows = list(_rows(read_text(path, place="--from"), stated, desk, path))
+    # A JSON string may hold any other sign that ends a line; only this one ends a row.
+    lines = [
+        (number, line) for number, line in enumerate(read_text(path, place="--from").split("\n"), 1) if line.strip()
+    ]
+    replayed = len(lines) <= REPLAYED_ROWS
+    if not replayed:
+        say(f"note: {len(lines)} rows are many: reserved and device memory by formula, not by replay of the allocator")
+    rows = list(_rows(lines, stated, desk, path, replayed=replayed))
     if not rows:
         raise InputError(f'--from {path!r} holds no setup; write one JSON object a line, such as {{"model": "7B"}}')
     if as_json:
         import json
 
-        lines = ",\n".join(json.dumps(_row_json(row), ensure_ascii=False) for row in rows)
-        write_out('{"estimates": [\n' + lines + "\n]}")
+        answers = ",\n".join(json.dumps(_row_json(row), ensure_ascii=False) for row in rows)
+        write_out('{"estimates": [\n' + answers + "\n]}")
     else:
         from planner.cli.show_estimate import rows_screen
 
@@ -136,19 +144,18 @@ def _many(path: str, stated: dict[str, Any], desk: Desk, *, as_json: bool) -> in
     return min((_row_code(row) for row in rows), key=SEVERITY.index)
 
 
-def _rows(text: str, stated: dict[str, Any], desk: Desk, path: str) -> Iterator[tuple[int, Estimate | PlannerError]]:
-    # A JSON string may hold any other sign that ends a line; only this one ends a row.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            place = f"{path} line {number}"
-            yield number, _row(line, stated, desk, place)
+def _rows(
+    lines: list[tuple[int, str]], stated: dict[str, Any], desk: Desk, path: str, *, replayed: bool
+) -> Iterator[tuple[int, Estimate | PlannerError]]:
+    for number, line in lines:
+        yield number, _row(line, stated, desk, f"{path} line {number}", replayed=replayed)
 
 
-def _row(line: str, stated: dict[str, Any], desk: Desk, place: str) -> Estimate | PlannerError:
+def _row(line: str, stated: dict[str, Any], desk: Desk, place: str, *, replayed: bool) -> Estimate | PlannerError:
     """One row's answer; whatever goes wrong with it, the other rows still answer."""
     try:
         row = stated | json_object(line, place=place)
-        return desk.answer(row, place=place, replayed=False)[-1]  # thousands of rows a second
+        return desk.answer(row, place=place, replayed=replayed)[-1]
     except PlannerError as problem:
         return problem
     except Exception as problem:
