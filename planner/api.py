@@ -66,6 +66,8 @@ def plan(request: Request, machine: Machine | None = None) -> Plan:
 
 def make(request: Request, spec: ModelSpec, machine: Machine) -> Plan:
     """The plan, with what earlier runs on this machine told (planner.calibrate) where there were any."""
+    from functools import partial
+
     from planner.calibrate.recall import recall
     from planner.plan.make import make_plan
 
@@ -75,7 +77,8 @@ def make(request: Request, spec: ModelSpec, machine: Machine) -> Plan:
     from planner.calibrate.models import Models
 
     told = Models(local)
-    return make_plan(request, spec, machine, price=told.price, estimate=told.estimate, speed=told.speed)
+    explained = partial(told.estimate, replayed=False)  # as make_plan's own
+    return make_plan(request, spec, machine, price=told.price, estimate=explained, speed=told.speed)
 
 
 def probe() -> Machine:

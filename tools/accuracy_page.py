@@ -38,7 +38,7 @@ would, without knowledge of its result. Errors are predicted / measured - 1; the
 | rows | part they had in the model |
 | --- | --- |
 | `published`, `limits` | looked at while the model was built; `published` sets the margins of `required_bytes` and \
-the cache figures behind reserved and device memory. Allocated memory has no fitted constant |
+the two fitted figures (`[replay]`) behind reserved and device memory. Allocated memory has no fitted constant |
 | `more` | nothing is fitted on them; they served to tell mechanisms apart |
 | `added` | collected last, nothing is fitted on them; what was reached before anything was changed stands in the \
 [measurements](../measurements/README.md#what-was-reached-blind) |

@@ -181,6 +181,11 @@ def fitted(
     return best
 
 
+def replay_figures(seen: list[Seen]) -> dict[str, float]:
+    """The [replay] figures that suit these rows' meters best."""
+    return fitted("replay", REPLAY_GRIDS, replay_loss, seen)
+
+
 def formula_loss(seen: list[Seen]) -> float:
     """Mean |log error| of the formula's reserved bytes against the replay's, capped so that outliers do not steer."""
     logged = [one for one in seen if one.reservation is not None]
@@ -239,7 +244,7 @@ def main() -> None:
     reader.add_argument("--check", action="store_true", help="fail when the tables are stale")
     asked = reader.parse_args()
     seen = look()
-    figures = {"replay": fitted("replay", REPLAY_GRIDS, replay_loss, seen)}
+    figures = {"replay": replay_figures(seen)}
     figures["cache"] = fitted("cache", GRIDS, formula_loss, seen) | spreads(seen)
     before = TARGET.read_text(encoding="utf-8")
     after = write(before, margins(seen), figures)

@@ -1,8 +1,8 @@
 """Predictions of rows that constants were fitted on, with the constants fitted again without their source.
 
-``tools/calibrate_overheads.py`` fits the [cache] figures of rules/overheads.toml on the reserved and nvidia-smi meters
-of published.jsonl; allocated memory has no fitted constant (its margins only widen the interval). A row's held-out
-prediction uses figures that its own repository had no part in.
+``tools/calibrate_overheads.py`` fits the two [replay] figures of rules/overheads.toml on the reserved and nvidia-smi
+meters of published.jsonl; allocated memory has no fitted constant (its margins only widen the interval). A row's
+held-out prediction uses figures that its own repository had no part in.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def held_out() -> dict[tuple[str, str], int]:
     """(row id, meter) -> bytes predicted without the row's source, for every fitted peak."""
     with contextlib.redirect_stdout(io.StringIO()):
         seen = calibrate_overheads.look()
-        figures = dict(overhead.rules()["cache"])
+        figures = dict(overhead.rules()["replay"])
         try:
             return {key: size for left in sorted({origin_of(one) for one in seen}) for key, size in without(seen, left)}
         finally:
-            overhead.rules()["cache"].update(figures)
+            overhead.rules()["replay"].update(figures)
 
 
 def origin_of(one: calibrate_overheads.Seen) -> str:
@@ -42,7 +42,7 @@ def origin_of(one: calibrate_overheads.Seen) -> str:
 def without(seen: list[calibrate_overheads.Seen], left: str) -> Iterable[tuple[tuple[str, str], int]]:
     """Predictions of one source's rows after a fit on all others."""
     kept = [one for one in seen if origin_of(one) != left]
-    overhead.rules()["cache"].update(calibrate_overheads.cache(kept))
+    overhead.rules()["replay"].update(calibrate_overheads.replay_figures(kept))
     for one in seen:
         if origin_of(one) == left:
             answer = one.answer()

@@ -31,9 +31,11 @@ class Models:
         plain = price(setup, spec, machine, coverage=coverage)
         return calibrated_price(plain, self.local, setup, spec, machine, coverage)
 
-    def estimate(self, setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = 0.99) -> Estimate:
+    def estimate(
+        self, setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = 0.99, replayed: bool = True
+    ) -> Estimate:
         """As planner.memory.estimate.estimate."""
-        plain = estimate(setup, spec, machine, coverage=coverage)
+        plain = estimate(setup, spec, machine, coverage=coverage, replayed=replayed)
         return calibrated_estimate(plain, self.local, setup, spec, machine)
 
     def speed(self, setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Speed | None:
