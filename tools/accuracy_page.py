@@ -146,8 +146,8 @@ def left_out_fits(compared: list[Comparison]) -> str:
     other = held_out()
     fitted = [one for one in compared if is_fitted(one)]
     text = (
-        "\n## Rows that constants were fitted on\n\nReserved and nvidia-smi figures of `published` set the cache "
-        "figures. Below, each source is predicted with figures fitted on the others alone.\n\n"
+        "\n## Rows that constants were fitted on\n\nReserved and nvidia-smi figures of `published` set the two "
+        "figures of `[replay]`. Below, each source is predicted with figures fitted on the others alone.\n\n"
     )
     lines = []
     groups = {(origin(one.source), one.meter) for one in fitted}

@@ -155,9 +155,9 @@ class StepLog:
         gradients, incoming = self._head(hidden, holds, casts)
         lingering: list[int] = []
         ahead: list[int] = []
-        for layer, names in zip(reversed(self.layers), reversed(kept), strict=True):
+        for left, layer, names in zip(reversed(range(len(kept))), reversed(self.layers), reversed(kept), strict=True):
             names[layer.log.incoming] = incoming
-            while self.layer and len(ahead) < self.ahead:
+            while self.layer and len(ahead) < min(self.ahead, left + 1):
                 ahead.append(self._gather())
             if step.kept_per_layer_token:  # FSDP1 holds a finished layer's input and its gradient, see sharding.py
                 holds[names[layer.log.input]] = 2

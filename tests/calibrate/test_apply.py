@@ -122,7 +122,7 @@ def test_search_and_screen_say_the_same(offs: list[float], coverage: float, name
     ones = [replace(one, predicted=replace(one.predicted, trust_class=trust_class(setup, spec, machine.world_size)))
             for one in ones]  # fmt: skip
     told = local(ones, CONSTANTS)
-    plain = estimate(setup, spec, machine, coverage=coverage)
+    plain = estimate(setup, spec, machine, coverage=coverage, replayed=False)
     shown = calibrated_estimate(plain, told, setup, spec, machine)
     sought = calibrated_price(price(setup, spec, machine, coverage=coverage), told, setup, spec, machine, coverage)
     for field in ("allocated_bytes", "reserved_bytes", "device_bytes", "required_bytes", "context_bytes"):
