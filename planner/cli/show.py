@@ -225,7 +225,8 @@ def _closeup(row: Configuration, *, is_chosen: bool) -> list[RenderableType]:
     name = "Chosen" if is_chosen else "Nothing fits; the nearest miss"
     spread = f", {setup.parallelism}" if setup.parallelism not in (None, "none") else ""
     title = Text.assemble((name, "bold"), f": {setup.method}{spread}, {row.profile}")
-    host = f"host RAM needed on each node: {show_gib(row.estimate.host_bytes)}"
+    needed = row.estimate
+    host = f"needed on each node: {show_gib(needed.host_bytes)} of RAM, {show_gib(needed.disk_bytes)} of disk"
     speed = _speed_line(row) if is_chosen else []
     return [title, verdict_line(row.estimate), stacked_bar(row.estimate), Text(host), *speed]
 

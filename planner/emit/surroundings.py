@@ -6,6 +6,7 @@ from pathlib import Path
 
 from planner.emit.dataset import DataSource
 from planner.hardware.machine import Gpu, Machine
+from planner.memory.host import CHECKPOINTS_KEPT, checkpoints_kept
 from planner.plan.plan import Plan
 from planner.targets.context import EmitContext
 from planner.training import TrainingSetup
@@ -28,6 +29,8 @@ def emit_context(plan: Plan, setup: TrainingSetup, data: DataSource) -> EmitCont
         expandable_segments=all(rung.applied for rung in plan.ladder if rung.id == "expandable-segments"),
         has_bf16=_all_have_bf16(gpus),
         ram_bytes=machine.ram_bytes,
+        host_spare_bytes=_host_spare_bytes(plan),
+        checkpoints_kept=_checkpoints_kept(plan),
         cpu_cores=machine.cpu_cores,
         template=spec.template,
         trust_remote_code=spec.remote_code,
@@ -37,6 +40,20 @@ def emit_context(plan: Plan, setup: TrainingSetup, data: DataSource) -> EmitCont
         eval_dataset=data.eval_dataset,
         samples=data.samples,
     )
+
+
+def _host_spare_bytes(plan: Plan) -> int | None:
+    room = plan.machine.host_room_bytes
+    return None if room is None or plan.chosen is None else room - plan.chosen.estimate.host_bytes
+
+
+def _checkpoints_kept(plan: Plan) -> int | None:
+    """Fewer than the recipe keeps where the free disk is known and too small for them."""
+    if plan.chosen is None:
+        return None
+    needed = plan.chosen.estimate
+    kept = checkpoints_kept(needed.disk_bytes, needed.checkpoint_bytes, plan.machine.disk_free_bytes)
+    return kept if kept < CHECKPOINTS_KEPT else None
 
 
 def anchored(setup: TrainingSetup) -> TrainingSetup:

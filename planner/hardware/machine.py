@@ -124,6 +124,11 @@ class Machine:
         return self.nodes * len(self.gpus)
 
     @property
+    def host_room_bytes(self) -> int | None:
+        """Host memory that a job may use on a node: what is free where that was read, else all of it."""
+        return self.ram_bytes if self.ram_free_bytes is None else self.ram_free_bytes
+
+    @property
     def smallest(self) -> Gpu:
         """The card that decides what fits."""
         return min(self.gpus, key=lambda gpu: gpu.capacity_bytes)

@@ -57,6 +57,9 @@ def price(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
         context_bytes=over.context_bytes + over.nccl_bytes,
         host_bytes=worked.host.peak_bytes,
         peak_phase=worked.peak,
+        least_disk_bytes=worked.host.disk.least_bytes,
+        held_bytes=sum(worked.timeline.best["optimizer"][:3]),
+        gathered_bytes=_gathered(worked.timeline),
     )
 
 
@@ -101,6 +104,7 @@ def estimate(
         phases={str(phase): parts for phase, parts in phases.items()},
         host_bytes=worked.host.peak_bytes,
         disk_bytes=worked.host.disk_bytes,
+        checkpoint_bytes=worked.host.disk.checkpoint_bytes,
         trainable_parameters=worked.parts.trained,
         total_parameters=worked.parts.total,
         assumptions=(*assumptions_of(worked.setup, spec, machine, worked.regime), width_of(over, coverage)),
@@ -176,7 +180,10 @@ def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
     timeline = Timeline(step).run()
     totals = timeline.totals
     peak = max(totals, key=lambda phase: totals[phase])
-    host = host_bytes(setup, regime, parts.units, ranks, max(machine.gpus_per_node, 1), cost=cost, hidden=spec.hidden)
+    host = host_bytes(
+        setup, regime, parts.units, ranks, max(machine.gpus_per_node, 1), cost=cost, hidden=spec.hidden,
+        stored_here=spec.local_path is not None,
+    )  # fmt: skip
     return Worked(
         setup=setup, regime=regime, parts=whole, timeline=timeline, peak=peak, allocated_bytes=totals[peak],
         overheads=_overheads(timeline, machine, totals[peak], coverage), host=host,
@@ -191,15 +198,18 @@ def _overheads(
     loss = max(best["loss"][4], best["backward"][4])
     static = timeline.weights + step.layout.optimizer
     apart = sum(max(values[i] for values in best.values()) for i in range(len(PARTS)))
-    gathered = max(step.layout.gathered_forward, step.layout.gathered_backward)
     return overheads(
         step.setup, step.spec, machine,
         allocated_bytes=allocated, logits_bytes=loss,
         window_bytes=max(0, min(timeline.totals["backward"] - static, timeline.window)),
-        gathered_bytes=gathered, loss_phase_bytes=timeline.totals["loss"], apart_bytes=apart, coverage=coverage,
-        replayed_bytes=replayed,
+        gathered_bytes=_gathered(timeline), loss_phase_bytes=timeline.totals["loss"], apart_bytes=apart,
+        coverage=coverage, replayed_bytes=replayed,
         static_bytes=static, active_bytes=max(timeline.totals[phase] for phase in ("forward", "loss", "backward")),
     )  # fmt: skip
+
+
+def _gathered(timeline: Timeline) -> int:
+    return max(timeline.step.layout.gathered_forward, timeline.step.layout.gathered_backward)
 
 
 @lru_cache(maxsize=512)

@@ -32,19 +32,26 @@ NVME_BUFFERS = 5 * 100_000_000 * 2  # DeepSpeed offload_param: buffer_count x bu
 @dataclass(frozen=True, kw_only=True)
 class DiskNeed:
     """Bytes on the disk of one node: the model as it is read, one checkpoint with its optimizer states, the trained
-    weights alone, and what is swapped to NVMe.
+    weights alone, and what is swapped to NVMe. ``stored_here``: the model's files lie there already.
     """
 
     model_bytes: int
     checkpoint_bytes: int
     weights_bytes: int
     swapped_bytes: int
+    stored_here: bool = False
 
     @property
     def total_bytes(self) -> int:
         """With the checkpoints of the emitted configs and the final model (a merged adapter is a whole one)."""
         final = max(self.weights_bytes, self.model_bytes)
-        return self.model_bytes + (CHECKPOINTS_KEPT + 1) * self.checkpoint_bytes + final + self.swapped_bytes
+        read = 0 if self.stored_here else self.model_bytes
+        return read + (CHECKPOINTS_KEPT + 1) * self.checkpoint_bytes + final + self.swapped_bytes
+
+    @property
+    def least_bytes(self) -> int:
+        """With one checkpoint kept in place of ``CHECKPOINTS_KEPT``."""
+        return self.total_bytes - (CHECKPOINTS_KEPT - 1) * self.checkpoint_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +79,13 @@ def host_bytes(
     cost: OptimizerCost | None = None,
     hidden: int = 0,
     data_workers: int = 0,
+    stored_here: bool = False,
 ) -> HostNeed:
     """What the first node (which also saves) needs.
 
     ``units`` as one GPU would hold them; ``cost`` for states outside the GPU (paged optimizers), ``hidden`` for
-    activations moved to the host, ``data_workers`` processes per rank. Leaves out: the data set itself.
+    activations moved to the host, ``data_workers`` processes per rank; ``stored_here``: the model's files lie on the
+    disk already. Leaves out: the data set itself.
     """
     node = _Node(setup, regime, units, ranks, min(gpus_per_node, ranks), cost, hidden)
     runtime = LIBRARY_BYTES + LAUNCHER_BYTES + node.here * (RANK_BYTES + data_workers * WORKER_BYTES)
@@ -85,9 +94,19 @@ def host_bytes(
     return HostNeed(
         peak_bytes=runtime + max(loading, steady + saving),
         steady_bytes=runtime + steady,
-        disk=node.disk(),
+        disk=node.disk(stored_here=stored_here),
         notes=node.notes(loading, steady, saving),
     )
+
+
+def checkpoints_kept(disk_bytes: int, checkpoint_bytes: int, free_bytes: int | None) -> int:
+    """How many checkpoints ``free_bytes`` hold of a job that needs ``disk_bytes`` with all of ``CHECKPOINTS_KEPT``.
+
+    At least 1; all where the free disk is not known.
+    """
+    if free_bytes is None or checkpoint_bytes <= 0 or disk_bytes <= free_bytes:
+        return CHECKPOINTS_KEPT
+    return max(1, CHECKPOINTS_KEPT - -(-(disk_bytes - free_bytes) // checkpoint_bytes))
 
 
 def pinned(size_bytes: int) -> int:
@@ -131,8 +150,7 @@ class _Node:
             copies = self.here if self._fills_every_rank() else 1
             return copies * (self.stored + (self.upcast if self.setup.engine == "llamafactory" else 0))
         if self.kind == "zero3":
-            fused = self.regime.stacked_experts and any(unit.expert_elements for unit in self.units)
-            return self.here * self.stored if fused else self._largest_file_tensor()
+            return self.here * self.stored if self._converts_whole() else self._largest_file_tensor()
         if self.setup.engine in ("llamafactory", "embedded"):
             return self._largest_file_tensor()  # device_map: each mapped tensor goes to the GPU at once
         return self.here * self.stored
@@ -142,6 +160,15 @@ class _Node:
         if self.kind not in FSDP | {"zero3"} or read_onto_gpu(self.setup, self.regime):
             return self._largest_file_tensor()
         return self.held * (1 if self.kind in FSDP else self.here)
+
+    def _converts_whole(self) -> bool:
+        """Under ZeRO-3 every rank stacked the experts of the whole checkpoint on its host before any were sharded.
+
+        integrations/deepspeed.py _apply_weight_conversions_to_state_dict, seen in 5.6.0 and 5.22.0; 5.23.0 reads the
+        values on rank 0 alone and yields one conversion at a time.
+        """
+        fused = self.regime.stacked_experts and any(unit.expert_elements for unit in self.units)
+        return fused and version_of(self.setup, "transformers") < (5, 23)
 
     def _fills_every_rank(self) -> bool:
         """Ranks that wait for rank 0's weights write zeros into a whole model of their own on the host.
@@ -162,6 +189,11 @@ class _Node:
             zeros = "transformers writes zeros on the ranks that wait for rank 0's weights"
             why = "it is read by every rank" if self.setup.engine == "embedded" else zeros
             return f"every rank fills a whole copy of the model on the host before sharding ({size} each): {why}"
+        if self.kind == "zero3" and self.regime.quantized == "dense" and self._converts_whole():
+            return (
+                f"every rank stacks all experts on the host before sharding ({size} each): transformers reads them so "
+                "before 5.23"
+            )
         return f"the checkpoint ({size}) is mapped into the page cache while it is read; that is not counted"
 
     # -- training -------------------------------------------------------------------------------------
@@ -255,7 +287,7 @@ class _Node:
         FullStateDictConfig(offload_to_cpu, rank0_only)); ZeRO-3 gathers 16-bit weights there
         (stage3_gather_16bit_weights_on_model_save). Otherwise a file's tensors become bytes before they are written.
         """
-        weights = sum(unit.count * unit.trained * unit.trained_bytes_each for unit in self.units)
+        weights = self._trained_weights()
         if self.kind in FSDP:
             whole = self.held if self.setup.is_adapter else weights
             return max(whole, self._states_of_all())
@@ -263,9 +295,8 @@ class _Node:
             return 2 * self.trained
         return min(weights, SHARD_BYTES)
 
-    def disk(self) -> DiskNeed:
+    def disk(self, *, stored_here: bool) -> DiskNeed:
         """Model files, checkpoints with optimizer states, the final (or merged) model, swapped states."""
-        weights = sum(unit.count * unit.trained * unit.trained_bytes_each for unit in self.units)
         states = self._saved_states()
         if self.kind in ZERO:  # each rank writes its part of the states on its own node
             states = states * self.here // self.ranks
@@ -273,8 +304,15 @@ class _Node:
         if self.setup.offload == "nvme":  # fp32 master, both moments and the gradient, and the 16-bit weights
             swapped = self.here * (16 * self.part + share(self.held, self.ranks))
         return DiskNeed(
-            model_bytes=self.stored, checkpoint_bytes=weights + states, weights_bytes=weights, swapped_bytes=swapped
+            model_bytes=self.stored,
+            checkpoint_bytes=self._trained_weights() + states,
+            weights_bytes=self._trained_weights(),
+            swapped_bytes=swapped,
+            stored_here=stored_here,
         )
+
+    def _trained_weights(self) -> int:
+        return sum(unit.count * unit.trained * unit.trained_bytes_each for unit in self.units)
 
     def notes(self, loading: int, steady: int, saving: int) -> tuple[str, ...]:
         """What a reader should know of the figures."""

@@ -44,6 +44,9 @@ class Price:
     context_bytes: int
     host_bytes: int
     peak_phase: Phase
+    least_disk_bytes: int = 0  # with one checkpoint kept
+    held_bytes: int = 0  # weights, gradients and states as they lie at the optimizer step
+    gathered_bytes: int = 0  # unsharded weights alive together under ZeRO-3 and FSDP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ class Estimate:
     disk_bytes: int
     trainable_parameters: int
     total_parameters: int
+    checkpoint_bytes: int = 0
     assumptions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
@@ -84,6 +88,7 @@ class Estimate:
             "phases": {phase: parts.to_dict() for phase, parts in self.phases.items()},
             "host_bytes": self.host_bytes,
             "disk_bytes": self.disk_bytes,
+            "checkpoint_bytes": self.checkpoint_bytes,
             "trainable_parameters": self.trainable_parameters,
             "total_parameters": self.total_parameters,
             "assumptions": list(self.assumptions),

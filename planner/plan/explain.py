@@ -5,23 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from planner.errors import PlannerError
+from planner.memory.host import CHECKPOINTS_KEPT, checkpoints_kept
 from planner.plan.guides import rule_of_thumb
 from planner.plan.plan import Configuration
+from planner.plan.ways import crowded, other_ways, spread, why_spread
 from planner.search.climb import Outcome, Round, offload_rungs
 from planner.search.desk import Desk
 from planner.search.rungs import Rung
 from planner.training import TrainingSetup
-from planner.units import show_count, show_gib
+from planner.units import GIB, show_count, show_gib
 
-WORDS = {"none": "one GPU", "ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
-
+DESKTOP_BYTES = GIB // 2  # what a desktop session holds of a card
+SMALL_HOST_BYTES = 32 * GIB  # of any machine that trains, a host is seldom smaller
 ADAPTER_FIELDS = ("lora_rank", "lora_target", "lora_dropout")
-
-
-def spread(setup: TrainingSetup) -> str:
-    """``ZeRO-3``: the parallelism as a reader would say it."""
-    parallelism = str(setup.parallelism)
-    return WORDS.get(parallelism, parallelism.upper())
 
 
 def held_by(setup: TrainingSetup) -> str:
@@ -38,8 +34,10 @@ def reasons_of(desk: Desk, outcome: Outcome) -> tuple[str, ...]:
     passed = _passed_over(outcome)
     reasons += [_why_not(desk, outcome, each) for each in passed]
     reasons += [_thumb(desk, outcome, each) for each in passed if each.method_class == "full" and not each.refused]
-    if outcome.chosen is not None:
+    if outcome.chosen is not None and outcome.round is not None:
+        reasons += why_spread(desk, outcome.round, outcome.chosen)
         reasons += _spent(desk, outcome, outcome.chosen)
+        reasons += other_ways(desk, outcome.chosen)
     return tuple(reason for reason in reasons if reason)
 
 
@@ -104,7 +102,7 @@ def _no_offload(desk: Desk, outcome: Outcome, each: Round) -> str:
         price = desk.price(lean) if lean is not None else None
         if price is None or price.required_bytes > desk.capacity_bytes:
             continue
-        ram = desk.machine.ram_bytes
+        ram = desk.machine.host_room_bytes
         if ram is None:
             return f"; with {rung.title} it would fit, for {show_gib(price.host_bytes)} of host memory a node"
         if price.host_bytes > ram:
@@ -141,7 +139,7 @@ def _spent(desk: Desk, outcome: Outcome, setup: TrainingSetup) -> list[str]:
 def _offload(desk: Desk, outcome: Outcome, rung: Rung, setup: TrainingSetup) -> str:
     price = desk.price(setup)
     need = show_gib(price.host_bytes) if price else "an unknown amount"
-    ram = desk.machine.ram_bytes
+    ram = desk.machine.host_room_bytes
     have = "which is not known to be there" if ram is None else f"of {show_gib(ram)}"
     asked = "offload" in outcome.terms.fixed
     why = "as asked" if asked else "it does not fit without"
@@ -156,7 +154,7 @@ def assumptions_of(desk: Desk, outcome: Outcome, chosen: Configuration | None) -
         found += chosen.estimate.assumptions
     if shown is not None and desk.speed(shown) is not None:
         found.append(_speed_assumption(desk))
-    if desk.machine.ram_bytes is None:
+    if desk.machine.host_room_bytes is None:
         found.append("host memory is not known: rungs that need it are shown and not chosen unasked (say --ram)")
     return tuple(dict.fromkeys(found))
 
@@ -184,6 +182,7 @@ def warnings_of(desk: Desk, outcome: Outcome, chosen: Configuration | None) -> t
 
     found = list(desk.machine.warnings)
     found += [outcome.terms.batch.warning] if outcome.terms.batch.warning else []
+    found += crowded(desk, outcome.terms.batch)
     if chosen is not None:
         found += _idle_adapter_settings(outcome, chosen)
         met = violations(chosen.setup, desk.spec, desk.machine)
@@ -191,4 +190,36 @@ def warnings_of(desk: Desk, outcome: Outcome, chosen: Configuration | None) -> t
         found += chosen.estimate.warnings
         host = desk.host_refusal(chosen.setup)
         found += [host] if host else []
+        found += _host_remarks(desk, chosen) + _tight(desk, chosen)
     return tuple(dict.fromkeys(found))
+
+
+def _host_remarks(desk: Desk, chosen: Configuration) -> list[str]:
+    """Fewer checkpoints than usual, and a host that must be larger than such nodes commonly are."""
+    needed, machine = chosen.estimate, desk.machine
+    said = []
+    kept = checkpoints_kept(needed.disk_bytes, needed.checkpoint_bytes, machine.disk_free_bytes)
+    if kept < CHECKPOINTS_KEPT:
+        said.append(
+            f"{CHECKPOINTS_KEPT} checkpoints would need {show_gib(needed.disk_bytes)} of disk, and "
+            f"{show_gib(machine.disk_free_bytes or 0)} are free: save_total_limit is {kept}"
+        )
+    on_cards = sum(gpu.capacity_bytes for gpu in machine.gpus)
+    if machine.host_room_bytes is None and needed.host_bytes > max(on_cards, SMALL_HOST_BYTES):
+        said.append(
+            f"each node needs {show_gib(needed.host_bytes)} of host memory, more than the {show_gib(on_cards)} of its "
+            "GPUs, and how much there is, is not known: say --ram"
+        )
+    return said
+
+
+def _tight(desk: Desk, chosen: Configuration) -> list[str]:
+    """A plan that leaves less than a desktop takes, on cards of which no free memory was read."""
+    spare = desk.capacity_bytes - chosen.estimate.required_bytes
+    unread = any(gpu.free_bytes is None for gpu in desk.machine.gpus)
+    if not unread or not 0 <= spare < DESKTOP_BYTES:
+        return []
+    return [
+        f"{show_gib(spare)} a GPU is left and no free memory was read: a desktop or another process on a card would "
+        "take it: run `plan probe` there, or take the conservative profile"
+    ]

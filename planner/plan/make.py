@@ -102,5 +102,5 @@ def _plan(desk: Desk, outcome: Outcome, tabler: Tabler) -> Plan:
         assumptions=assumptions_of(desk, outcome, chosen),
         warnings=warnings_of(desk, outcome, chosen),
         nearest_miss=tabler.row(nearest, "recommended", "comes closest", coverage=0.99) if nearest else None,
-        remedies=remedies_of(desk, outcome) if chosen is None else (),
+        remedies=remedies_of(desk, outcome) if outcome.verdict != "fits" else (),
     )

@@ -104,6 +104,7 @@ class RungReport:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The whole answer. ``chosen`` None: nothing allowed fits, and ``nearest_miss`` and ``remedies`` say more.
+    ``remedies`` also stand beside a choice that is uncertain.
 
     ``folder``, ``files`` and ``command`` are empty until it is written.
     """

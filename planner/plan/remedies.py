@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from planner.hardware.machine import Gpu, Machine
-from planner.model.count import count_block
-from planner.plan.explain import spread
+from planner.plan.ways import cut, spread
+from planner.rulebook.load import engine_rows
 from planner.search.batch import plan_batch
 from planner.search.climb import SHORTEST_SEQUENCE, Climber, Outcome, method_class_of
 from planner.search.desk import Desk
@@ -15,23 +15,46 @@ from planner.search.walk import Terms
 from planner.training import TrainingSetup
 from planner.units import GIB, show_gib
 
-COUNTS = (2, 3, 4, 6, 8, 16, 32, 64)
+COUNTS = (2, 3, 4, 6, 8, 16, 24, 32, 48, 64)  # beyond one node of 8: whole nodes
 CARD_GIB = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
 CARD_SHARE = 0.97  # of a card's nominal size that a job may use, as for sizes without a name
 
 
 def remedies_of(desk: Desk, outcome: Outcome) -> tuple[str, ...]:
     """Sentences, the nearest remedy first: another method, shorter sequences, more GPUs, a larger card, host memory."""
-    found = (_host, _method, _length, _count, _card, _offload, _layer)
+    found = (_host, _method, _length, _count, _card, _offload, cut)
     sentences = tuple(sentence for look in found for sentence in look(desk, outcome))
     return sentences or tuple(_more_and_larger(desk, outcome))
 
 
 def _host(desk: Desk, outcome: Outcome) -> Iterator[str]:
-    """Where the GPUs would do and the host would not: how much host memory is wanted."""
-    price = desk.price(outcome.nearest) if outcome.nearest is not None else None
-    if price is not None and price.required_bytes <= desk.capacity_bytes:
-        yield f"host memory of at least {show_gib(price.host_bytes)} a node would do: the GPUs are large enough"
+    """Where the GPUs would do and the host would not: how much of it is wanted, or which release loads with less."""
+    setup = outcome.nearest
+    price = desk.price(setup) if setup is not None else None
+    if setup is None or price is None or price.required_bytes > desk.capacity_bytes:
+        return
+    room = desk.machine.host_room_bytes
+    if room is None or price.host_bytes <= room:
+        yield f"free disk of at least {show_gib(price.least_disk_bytes)} a node would do: the GPUs are large enough"
+        return
+    yield f"host memory of at least {show_gib(price.host_bytes)} a node would do: the GPUs are large enough"
+    yield from _release(desk, outcome)
+
+
+def _release(desk: Desk, outcome: Outcome) -> Iterator[str]:
+    """An earlier release that the engine accepts too, where the job loads with it."""
+    row = engine_rows().get(outcome.terms.request.engine, {})
+    versions = row.get("earlier_versions", {})
+    if not versions or outcome.terms.start.versions:
+        return
+    terms = replace(outcome.terms, start=outcome.terms.start.but(versions=dict(versions)))
+    found = Climber(Desk(desk.spec, desk.machine, desk.price_of, desk.speed_of, desk.tolerated), terms).climb()
+    if found.verdict == "fits" and found.chosen is not None and found.round is not None:
+        named = ",".join(f"{package}={version}" for package, version in versions.items())
+        yield (
+            f"with {named.replace('=', ' ')} it would load and fit, as {found.round.label} under "
+            f"{spread(found.chosen)}: --versions {named}"
+        )
 
 
 def _method(desk: Desk, outcome: Outcome) -> Iterator[str]:
@@ -118,16 +141,8 @@ def _offload(desk: Desk, outcome: Outcome) -> Iterator[str]:
             return
 
 
-def _layer(desk: Desk, outcome: Outcome) -> Iterator[str]:
-    """Sharding by ZeRO and FSDP gathers a layer at a time: one that is larger than the GPU has to be cut itself."""
-    largest = max((count_block(desk.spec, run.block).total for run in desk.spec.runs), default=0)
-    if 2 * largest > desk.capacity_bytes:
-        size = show_gib(2 * largest)
-        yield f"one layer alone is {size} in 16 bits: tensor or expert parallelism over NVLink would cut it"
-
-
 def _host_need(desk: Desk, host_bytes: int) -> str:
-    ram = desk.machine.ram_bytes
+    ram = desk.machine.host_room_bytes
     have = "how much there is, is not known (say --ram)" if ram is None else f"there are {show_gib(ram)}"
     return f"it needs {show_gib(host_bytes)} of host memory a node, and {have}"
 

@@ -33,6 +33,7 @@ def plan_to_dict(
     }
     if plan.chosen is None:
         answer["nearest_miss"] = configuration_to_dict(plan.nearest_miss)
+    if plan.verdict != "fits":
         answer["remedies"] = list(plan.remedies)
     return answer
 

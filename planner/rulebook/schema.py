@@ -116,6 +116,7 @@ class EngineRow(Row):
     own_rules: bool
     priced_as: str
     versions: dict[str, str] = {}
+    earlier_versions: dict[str, str] = {}  # accepted too, and of another way of loading
     stages: list[str]
     methods: list[str]
     parallelism: list[str]

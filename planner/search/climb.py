@@ -92,7 +92,7 @@ class Climber:
 
     def _offloaded(self) -> Outcome | None:
         """Unasked offload: only where host memory is known, because that is what pays for it."""
-        if self.desk.machine.ram_bytes is None:
+        if self.desk.machine.host_room_bytes is None:
             return None
         rungs = [rung for rung in offload_rungs(self.terms) if not self.terms.bar(rung)]
         return self._choose(lambda each: each.best(self.desk.capacity_bytes, offload=rungs))

@@ -84,11 +84,19 @@ class Desk:
         return self._refusals[key]
 
     def host_refusal(self, setup: TrainingSetup) -> str | None:
-        """Why the host memory does not do; None if it does or is unknown."""
-        price, ram = self.price(setup), self.machine.ram_bytes
-        if price is None or ram is None or price.host_bytes <= ram:
+        """Why the host's memory or disk does not do; None if they do or are unknown."""
+        price = self.price(setup)
+        if price is None:
             return None
-        return f"it needs {show_gib(price.host_bytes)} of host memory a node, and there are {show_gib(ram)}"
+        room, disk = self.machine.host_room_bytes, self.machine.disk_free_bytes
+        if room is not None and price.host_bytes > room:
+            return f"it needs {show_gib(price.host_bytes)} of host memory a node, and {_there_is(self.machine)}"
+        if disk is not None and price.least_disk_bytes > disk:
+            return (
+                f"it needs {show_gib(price.least_disk_bytes)} of disk a node with one checkpoint kept, "
+                f"and {show_gib(disk)} are free"
+            )
+        return None
 
     def fits(self, setup: TrainingSetup, limit_bytes: int, *, coverage: float = 0.99) -> bool:
         """True if the required bytes at that coverage stay within the limit, and the host holds its part."""
@@ -122,6 +130,13 @@ class Desk:
             if forbidden or (found.effect == "unproven" and found.rule_id not in self.tolerated):
                 return f"{found.sentence} (rule {found.rule_id})"
         return None
+
+
+def _there_is(machine: Machine) -> str:
+    total, room = machine.ram_bytes, machine.host_room_bytes or 0
+    if total is None or room >= total:
+        return f"there are {show_gib(room)}"
+    return f"{show_gib(room)} of {show_gib(total)} are free"
 
 
 def _key(setup: TrainingSetup) -> tuple[Any, ...]:

@@ -110,7 +110,7 @@ class Teller:
             batch = self.outcome.terms.batch
             sizes = f"{end.micro_batch_size} x {end.gradient_accumulation_steps} x {batch.ranks} = {batch.effective}"
             return f"not needed: micro batch {end.micro_batch_size} stays, {sizes} sequences a step"
-        if self.outcome.chosen is None:
+        if self.outcome.verdict != "fits":
             return self._why_no_help(end, after)
         needed = self.desk.need(after)
         if needed is not None and needed > self.desk.capacity_bytes:
@@ -137,7 +137,7 @@ class Teller:
         host = self.desk.host_refusal(after)
         if host:
             return f"refused: {host}"
-        if after.offload != end.offload and self.desk.machine.ram_bytes is None:
+        if after.offload != end.offload and self.desk.machine.host_room_bytes is None:
             price = self.desk.price(after)
             need = show_gib(price.host_bytes) if price else "unknown"
             return f"not chosen unasked: host memory is unknown, and it needs {need} a node"

@@ -13,7 +13,8 @@ class EmitContext:
     """The surroundings of one setup: where the model lies, the hardware it gets, the data it reads.
 
     ``gpus_per_node`` and ``nodes`` count the devices that take part; ``devices`` their indices on each node.
-    ``hidden`` is the model's width in elements. ``ram_bytes`` is per node. None is unknown.
+    ``hidden`` is the model's width in elements. ``ram_bytes`` is per node, ``host_spare_bytes`` what the
+    job leaves of it, ``checkpoints_kept`` None: as many as the recipe says. None else is unknown.
     """
 
     model_path: str
@@ -28,6 +29,8 @@ class EmitContext:
     expandable_segments: bool = True
     has_bf16: bool | None = None
     ram_bytes: int | None = None
+    host_spare_bytes: int | None = None
+    checkpoints_kept: int | None = None
     cpu_cores: int | None = None
     template: str | None = None
     trust_remote_code: bool = False

@@ -140,7 +140,7 @@ def _full_variant(setup: TrainingSetup) -> Values:
 
 
 def _data(setup: TrainingSetup, context: EmitContext) -> Values:
-    pipeline = host_pipeline(context.ram_bytes, context.cpu_cores)
+    pipeline = host_pipeline(context)
     values: Values = {"dataset_dir": ".", "dataset": context.dataset}
     if context.eval_dataset and setup.eval_micro_batch_size is not None:
         values["eval_dataset"] = context.eval_dataset
@@ -224,6 +224,6 @@ def _output(setup: TrainingSetup, context: EmitContext) -> Values:
         "include_num_input_tokens_seen": setup.stage in ("pt", "sft"),
         "save_strategy": "steps",
         "save_steps": values["save_steps"].value,
-        "save_total_limit": values["save_total_limit"].value,
+        "save_total_limit": context.checkpoints_kept or values["save_total_limit"].value,
         "report_to": context.report_to,
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from planner.memory.host import WORKER_BYTES
 from planner.rulebook.paths import rules_dir
+from planner.targets.context import EmitContext
 from planner.training import TrainingSetup
 from planner.units import GIB
 
@@ -78,21 +80,21 @@ def recipe(setup: TrainingSetup) -> dict[str, Value]:
     return chosen
 
 
-def host_pipeline(ram_bytes: int | None, cpu_cores: int | None) -> HostPipeline:
-    """The row for a node with ``ram_bytes`` of memory, its process counts cut to the cores where those are known."""
+def host_pipeline(context: EmitContext) -> HostPipeline:
+    """The row for a node's memory, its process counts cut to its cores and to the memory that the job leaves.
+
+    Loader processes are one set per rank; every rank's come out of the same cores and the same memory.
+    """
     rows = _tables()[1]
-    if ram_bytes is None:
+    if context.ram_bytes is None:
         return next(row for row in rows if row.unknown)
     known = (row for row in rows if not row.unknown)
-    row = next(row for row in known if row.ram_gib_up_to is None or ram_bytes <= row.ram_gib_up_to * GIB)
-    if cpu_cores is None or cpu_cores >= row.preprocessing_num_workers:
-        return row
-    fewer = max(1, cpu_cores)
-    return HostPipeline(
-        ram_gib_up_to=row.ram_gib_up_to,
-        unknown=False,
-        preprocessing_num_workers=fewer,
-        dataloader_num_workers=min(row.dataloader_num_workers, fewer),
-        dataloader_pin_memory=row.dataloader_pin_memory,
-        reason=row.reason,
-    )
+    row = next(row for row in known if row.ram_gib_up_to is None or context.ram_bytes <= row.ram_gib_up_to * GIB)
+    readers, loaders = row.preprocessing_num_workers, row.dataloader_num_workers
+    if context.host_spare_bytes is not None:
+        room = max(0, context.host_spare_bytes) // WORKER_BYTES
+        readers, loaders = min(readers, max(1, room)), min(loaders, room // context.gpus_per_node)
+    if context.cpu_cores is not None:
+        cores = max(1, context.cpu_cores)
+        readers, loaders = min(readers, cores), min(loaders, cores // context.gpus_per_node)
+    return replace(row, preprocessing_num_workers=readers, dataloader_num_workers=loaders)

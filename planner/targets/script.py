@@ -211,7 +211,7 @@ def _data(setup: TrainingSetup, context: EmitContext) -> Values:
 
 
 def _arguments(setup: TrainingSetup, context: EmitContext) -> Values:
-    values, pipeline = recipe(setup), host_pipeline(context.ram_bytes, context.cpu_cores)
+    values, pipeline = recipe(setup), host_pipeline(context)
     copied = ("learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "num_train_epochs", "seed")
     return {
         "output_dir": context.output_dir,
@@ -230,7 +230,7 @@ def _arguments(setup: TrainingSetup, context: EmitContext) -> Values:
         "logging_steps": values["logging_steps"].value,
         "save_strategy": "steps",
         "save_steps": values["save_steps"].value,
-        "save_total_limit": values["save_total_limit"].value,
+        "save_total_limit": context.checkpoints_kept or values["save_total_limit"].value,
         "report_to": context.report_to,
         "include_num_input_tokens_seen": "all",
         "dataloader_num_workers": pipeline.dataloader_num_workers,

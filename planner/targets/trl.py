@@ -194,7 +194,7 @@ def _adapter(setup: TrainingSetup) -> Values:
 
 
 def _data(setup: TrainingSetup, context: EmitContext) -> Values:
-    pipeline = host_pipeline(context.ram_bytes, context.cpu_cores)
+    pipeline = host_pipeline(context)
     return {
         "dataset_name": PREPARED,
         "dataset_num_proc": pipeline.preprocessing_num_workers,
@@ -271,7 +271,7 @@ def _output(setup: TrainingSetup, context: EmitContext) -> Values:
         "logging_steps": values["logging_steps"].value,
         "save_strategy": "steps",
         "save_steps": values["save_steps"].value,
-        "save_total_limit": values["save_total_limit"].value,
+        "save_total_limit": context.checkpoints_kept or values["save_total_limit"].value,
         "report_to": context.report_to,
         "include_num_input_tokens_seen": setup.stage in ("pt", "sft"),
     }

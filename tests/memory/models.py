@@ -26,6 +26,8 @@ _SHAPE = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "mistral-7b": _SHAPE | {"model_type": "mistral", "vocab_size": 32000},
     "llama-3-8b": _SHAPE | {"model_type": "llama", "vocab_size": 128256},
+    "mixtral-8x7b": _SHAPE
+    | {"model_type": "mixtral", "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2},
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.memory.host import HostNeed, host_bytes, pinned
+from planner.memory.host import HostNeed, checkpoints_kept, host_bytes, pinned
 from tests.memory.models import Priced
 
 GIB = 2**30
@@ -54,6 +54,18 @@ def test_fsdp_in_transformers_5_6_fills_the_model_once_per_rank() -> None:
     assert "every rank" not in first.notes[0]
 
 
+def test_zero3_stacks_all_experts_on_every_rank_before_transformers_5_23() -> None:
+    job = {"model": "mixtral-8x7b", "method": "lora", "parallelism": "zero3"}
+    before, since = (need(8, **job, versions={"transformers": version}) for version in ("5.22.0", "5.23.0"))
+    apart = need(8, **job, versions={"transformers": "4.57.3"})
+    stored = 2 * 46_702_792_704  # all parameters of Mixtral-8x7B
+    assert before.peak_bytes > 8 * stored
+    assert since.peak_bytes < stored
+    assert apart.peak_bytes < since.peak_bytes
+    assert "stacks all experts" in before.notes[0]
+    assert "stacks" not in since.notes[0]
+
+
 def test_full_state_dicts_gather_states_on_the_first_node() -> None:
     fsdp = need(8, method="full", parallelism="fsdp", versions={"transformers": "5.23.0"})
     assert fsdp.peak_bytes - fsdp.steady_bytes >= 8 * P
@@ -81,6 +93,17 @@ def test_disk_holds_the_model_checkpoints_with_states_and_the_result() -> None:
     nvme = need(8, method="full", parallelism="zero3", offload="nvme")
     plain = need(8, method="full", parallelism="zero3")
     assert nvme.disk_bytes - plain.disk_bytes == pytest.approx(18 * P, rel=1e-3)
+
+
+def test_a_small_disk_keeps_fewer_checkpoints_and_never_none() -> None:
+    full = need(1, method="full")
+    assert full.disk.checkpoint_bytes == pytest.approx(12 * P, rel=1e-3)
+    assert full.disk_bytes - full.disk.least_bytes == 2 * full.disk.checkpoint_bytes
+    kept = [
+        checkpoints_kept(full.disk_bytes, full.disk.checkpoint_bytes, free)
+        for free in (None, full.disk_bytes, full.disk_bytes - 1, full.disk.least_bytes, 0)
+    ]
+    assert kept == [3, 3, 2, 1, 1]
 
 
 @given(

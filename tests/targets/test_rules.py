@@ -7,7 +7,9 @@ from itertools import pairwise
 
 import pytest
 
+from planner.memory.host import WORKER_BYTES
 from planner.rulebook.paths import rules_dir
+from planner.targets.context import EmitContext
 from planner.targets.recipe import host_pipeline, recipe
 from planner.targets.schema import arguments, check_arguments
 from planner.training import TrainingSetup
@@ -38,13 +40,28 @@ def test_every_setup_finds_its_rates(stage: str, method: str) -> None:
     assert values["save_total_limit"].value == 3
 
 
+def desk(ram_bytes: int | None, cores: int | None, **fields: int) -> EmitContext:
+    return EmitContext(model_path="m", hidden=64, ram_bytes=ram_bytes, cpu_cores=cores, **fields)
+
+
+def test_loader_processes_fit_what_every_rank_leaves_of_cores_and_memory() -> None:
+    roomy = host_pipeline(desk(512 * GIB, 64, gpus_per_node=8, host_spare_bytes=200 * GIB))
+    assert roomy.dataloader_num_workers == 4
+    assert host_pipeline(desk(512 * GIB, 16, gpus_per_node=8)).dataloader_num_workers == 2
+    tight = host_pipeline(desk(512 * GIB, 64, gpus_per_node=8, host_spare_bytes=8 * WORKER_BYTES))
+    assert tight.dataloader_num_workers == 1
+    assert tight.preprocessing_num_workers == 8
+    full = host_pipeline(desk(512 * GIB, 64, gpus_per_node=8, host_spare_bytes=0))
+    assert (full.dataloader_num_workers, full.preprocessing_num_workers) == (0, 1)
+
+
 def test_more_host_memory_never_means_fewer_workers() -> None:
-    rows = [host_pipeline(ram * GIB, 64) for ram in (1, 12, 24, 25, 64, 65, 512)]
+    rows = [host_pipeline(desk(ram * GIB, 64)) for ram in (1, 12, 24, 25, 64, 65, 512)]
     for less, more in pairwise(rows):
         assert more.preprocessing_num_workers >= less.preprocessing_num_workers
         assert more.dataloader_num_workers >= less.dataloader_num_workers
-    assert host_pipeline(512 * GIB, 2).preprocessing_num_workers == 2
-    assert host_pipeline(None, None).dataloader_num_workers == 0
+    assert host_pipeline(desk(512 * GIB, 2)).preprocessing_num_workers == 2
+    assert host_pipeline(desk(None, None)).dataloader_num_workers == 0
 
 
 def test_defaults_and_choices_are_the_engines() -> None:
