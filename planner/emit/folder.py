@@ -59,7 +59,7 @@ def plan_name(plan: Plan) -> str:
 
 def _hardware_word(plan: Plan) -> str:
     if plan.request.gpus:
-        return plan.request.gpus
+        return (plan.chosen.setup.gpus if plan.chosen else None) or plan.request.gpus
     machine = plan.machine
     count = f"{machine.nodes}x{len(machine.gpus)}" if machine.nodes > 1 else str(len(machine.gpus))
     return f"{count}x{machine.smallest.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from planner.errors import InputError
@@ -17,6 +18,7 @@ from planner.search.constraints import violations
 from planner.search.desk import Desk, PriceFunction, SpeedFunction
 from planner.search.report import Teller
 from planner.search.table import Tabler
+from planner.search.team import Found, search_all, why_these
 from planner.search.walk import Terms, settle
 from planner.training import TrainingSetup
 
@@ -40,10 +42,13 @@ def make_plan(
     """
     terms = settle(request, spec, machine)
     desk = _desk(terms, spec, machine, price, speed)
-    outcome = search(desk, terms)
-    _refuse_impossible(outcome)
-    tabler = Tabler(desk, outcome, _explainer(spec, machine, estimate), Rivals(desk, terms))
-    return _plan(desk, outcome, tabler)
+    whole = Found(desk, search(desk, terms))
+    _refuse_impossible(whole.outcome)
+    best = search_all(request, machine, lambda terms, crew: _desk(terms, spec, crew, price, speed), whole)
+    desk, outcome = best.desk, best.outcome
+    tabler = Tabler(desk, outcome, _explainer(spec, desk.machine, estimate), Rivals(desk, outcome.terms))
+    plan = _plan(desk, outcome, tabler)
+    return replace(plan, request=request, reasons=(*plan.reasons, *why_these(whole, best)))
 
 
 def _desk(

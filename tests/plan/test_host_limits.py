@@ -28,7 +28,7 @@ def with_disk(gpus: str, gib: float) -> Machine:
 
 
 def test_with_12_gb_of_ram_no_plan_loads_copies_on_the_host() -> None:
-    """transformers 5.6 fills a whole copy a rank under FSDP: 3 x 15 GB. DDP maps the files and moves tensor by tensor."""
+    """transformers 5.6 fills a whole copy a rank under FSDP: 3 x 15 GB. DDP maps the files, tensor by tensor."""
     free = plan("3x20GB", "7B", ram="12GB")
     assert free.chosen is not None
     assert free.chosen.estimate.host_bytes < 12 * GIB

@@ -1,0 +1,111 @@
+"""The search on a machine of different cards: on all of them and on fewer, whichever gives the better plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from planner.errors import InputError
+from planner.hardware.machine import Gpu, Machine
+from planner.hardware.parse import format_gpus
+from planner.plan.plan import Request
+from planner.search.climb import Outcome, search
+from planner.search.crews import crews
+from planner.search.desk import Desk
+from planner.search.spend import SAME_SPEED
+from planner.search.walk import Terms, settle
+from planner.units import show_gib
+
+_VERDICTS = {"fits": 2, "uncertain": 1, "does_not_fit": 0}
+
+
+@dataclass(eq=False, repr=False)
+class Found:
+    """One search with the desk it was made at."""
+
+    desk: Desk
+    outcome: Outcome
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second of the choice; 0 where nothing is chosen or known."""
+        speed = self.desk.speed(self.outcome.chosen) if self.outcome.chosen else None
+        return speed.tokens_per_s if speed else 0.0
+
+    def rank(self) -> tuple[int, int, int]:
+        """What counts before speed: the verdict, no offload that was not asked for, and for quality the class."""
+        outcome = self.outcome
+        used = outcome.used_offload
+        plain = used is None or "offload" in outcome.terms.fixed or used.id in outcome.terms.request.allow
+        by_class = outcome.terms.request.objective == "quality"
+        rung = outcome.round.rung if by_class and outcome.round is not None else None
+        place = list(outcome.terms.ladder).index(rung) + 1 if rung is not None else 0
+        return _VERDICTS[outcome.verdict], int(plain), -place
+
+
+def search_all(request: Request, machine: Machine, desk_of: Callable[[Terms, Machine], Desk], found: Found) -> Found:
+    """``found`` on the whole machine, or the search on fewer of its cards that is better: of a better rank, or faster
+    by more than the speed model errs.
+    """
+    best = found
+    for crew in crews(machine):
+        other = _on(request, crew, desk_of, found)
+        if other is not None and _is_better(other, best):
+            best = other
+    return best
+
+
+def _on(request: Request, crew: Machine, desk_of: Callable[[Terms, Machine], Desk], found: Found) -> Found | None:
+    try:
+        terms = settle(replace(request, gpus=format_gpus(crew)), found.desk.spec, crew)
+    except InputError:  # what was asked for needs more cards
+        return None
+    desk = desk_of(terms, crew)
+    return Found(desk, search(desk, terms))
+
+
+def _is_better(other: Found, best: Found) -> bool:
+    if other.rank() != best.rank():
+        return other.rank() > best.rank()
+    if other.outcome.terms.request.objective == "memory" or other.outcome.chosen is None:
+        return False
+    return SAME_SPEED * other.rate > best.rate
+
+
+def why_these(whole: Found, best: Found) -> Iterator[str]:
+    """Which cards are left out and what all of them would have done, or that none is worth leaving out."""
+    machine = whole.desk.machine
+    if best is whole:
+        if any(True for _ in crews(machine)):
+            yield (
+                f"these cards differ: {_card(machine.smallest)} decides what fits and the slowest how long a step "
+                "takes; leaving cards out would not be better"
+            )
+        return
+    kept = {gpu.index for gpu in best.desk.machine.gpus}
+    out = [gpu for gpu in machine.gpus if gpu.index not in kept]
+    verb = "are" if len(out) > 1 else "is"
+    yield f"{' and '.join(_card(gpu) for gpu in out)} {verb} left out: {_compared(whole, best)}{_numbering(machine)}"
+
+
+def _card(gpu: Gpu) -> str:
+    return f"gpu {gpu.index} ({gpu.name}, {show_gib(gpu.capacity_bytes)})"
+
+
+def _compared(whole: Found, best: Found) -> str:
+    return f"with every card {_told(whole)}, without {_told(best)}"
+
+
+def _told(found: Found) -> str:
+    outcome = found.outcome
+    if outcome.chosen is None or outcome.round is None:
+        return "nothing fits"
+    sure = "" if outcome.verdict == "fits" else " may fit"
+    rate = f" at about {found.rate:,.0f} tokens/s" if found.rate else ""
+    return f"{outcome.round.label}{sure}{rate}"
+
+
+def _numbering(machine: Machine) -> str:
+    if machine.source == "probe":
+        return ""
+    return " (numbered as in --gpus: put the driver's numbers into CUDA_VISIBLE_DEVICES)"
