@@ -158,6 +158,7 @@ def _kind(identifier: str) -> GpuKind:
         nvlink_bytes_per_s=_scaled(row.get("nvlink_gb_per_s"), 0.5e9),
         nvlink_bridge=row.get("nvlink_bridge", False),
         pcie_bytes_per_s=_pcie_bytes_per_s(row.get("pcie")),
+        unified=row.get("unified", False),
         note=row.get("note"),
         source=_sources(row),
         checked=str(row["checked"]),

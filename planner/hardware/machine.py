@@ -26,7 +26,8 @@ class GpuKind:
     ``memory_bytes`` is what the driver reports as total where ``memory_reported``, else nominal; ``cuda_bytes``
     is the part of it that CUDA offers a program (the driver keeps the rest), where a public log shows it.
     Links are bytes/s in one direction (datasheets print NVLink as the sum of both);
-    ``nvlink_bridge``: NVLink only with a bridge, and between two cards.
+    ``nvlink_bridge``: NVLink only with a bridge, and between two cards. ``unified``: the GPU has no memory of its own
+    and shares the host's, so that both come out of ``memory_bytes``.
     """
 
     id: str
@@ -44,6 +45,7 @@ class GpuKind:
     pcie_bytes_per_s: float | None = None
     nominal_bytes: int | None = None
     cuda_bytes: int | None = None
+    unified: bool = False
     note: str | None = None
     source: str = ""
     checked: str = ""
@@ -127,6 +129,11 @@ class Machine:
     def host_room_bytes(self) -> int | None:
         """Host memory that a job may use on a node: what is free where that was read, else all of it."""
         return self.ram_bytes if self.ram_free_bytes is None else self.ram_free_bytes
+
+    @property
+    def unified(self) -> bool:
+        """True where a GPU lives in the host's memory."""
+        return any(gpu.kind is not None and gpu.kind.unified for gpu in self.gpus)
 
     @property
     def smallest(self) -> Gpu:

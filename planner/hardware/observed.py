@@ -26,7 +26,7 @@ def machine_from_answer(answer: Answer) -> Machine:
     nvml, host, environment = answer["nvml"], answer["host"], answer.get("environment", {})
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     seen = visible_devices(nvml["gpus"], chosen, order=environment.get("CUDA_DEVICE_ORDER"))
-    read = [(device, _gpu(device)) for device in seen.devices]
+    read = [(device, _gpu(device, _ram(host))) for device in seen.devices]
     gpus = tuple(gpu for _, gpu in read if gpu is not None)
     ram_bytes, ram_free_bytes = _ram(host)
     software = dict(answer.get("software", {}))
@@ -44,10 +44,13 @@ def machine_from_answer(answer: Answer) -> Machine:
     )
 
 
-def _gpu(device: Device) -> Gpu | None:
+def _gpu(device: Device, ram: tuple[int | None, int | None]) -> Gpu | None:
+    """``ram``: total and free host memory, which is what a GPU without memory of its own has."""
     raw, card = device.raw, device.card
     total, free = raw.get("total_bytes"), raw.get("free_bytes")
     kind = None if device.is_slice else identify(card.get("name") or "", total)
+    if kind is not None and kind.unified and total is None:
+        total, free = ram
     capacity = next((size for size in (free, total, kind.memory_bytes if kind else None) if size is not None), None)
     if capacity is None:
         return None

@@ -61,6 +61,7 @@ class GpuRow(_Row):
     nvlink_bridge: bool = False
     pcie: Pcie | None = None
     rebuilt: bool = False
+    unified: bool = False
     stands_for: str | None = None
     note: str | None = None
     source: Annotated[str, Field(min_length=8)]

@@ -97,7 +97,7 @@ def _thumb(desk: Desk, outcome: Outcome, each: Round) -> str:
 
 def _no_offload(desk: Desk, outcome: Outcome, each: Round) -> str:
     """What offload of this class would take of the host, where the GPUs could then hold the rest."""
-    for rung in offload_rungs(outcome.terms):
+    for rung in () if desk.machine.unified else offload_rungs(outcome.terms):
         lean = each.space.leanest(rung) if rung.id not in outcome.terms.request.forbid else None
         price = desk.price(lean) if lean is not None else None
         if price is None or price.required_bytes > desk.capacity_bytes:

@@ -16,6 +16,7 @@ from planner.plan.remedies import remedies_of
 from planner.search.climb import Outcome, Rivals, search
 from planner.search.constraints import violations
 from planner.search.desk import Desk, PriceFunction, SpeedFunction
+from planner.search.pareto import pareto_front
 from planner.search.report import Teller
 from planner.search.table import Tabler
 from planner.search.team import Found, search_all, why_these
@@ -104,6 +105,7 @@ def _plan(desk: Desk, outcome: Outcome, tabler: Tabler) -> Plan:
         alternatives=tabler.alternatives() + tabler.offloads(),
         ladder=Teller(desk, outcome, tabler.rivals).tell(),
         reasons=reasons_of(desk, outcome),
+        pareto=pareto_front(desk, outcome),
         assumptions=assumptions_of(desk, outcome, chosen),
         warnings=warnings_of(desk, outcome, chosen),
         nearest_miss=tabler.row(nearest, "recommended", "comes closest", coverage=0.99) if nearest else None,

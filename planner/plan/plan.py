@@ -87,6 +87,16 @@ class Configuration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """One setup of the Pareto front: nothing that fits needs less, is faster and of a better class at once."""
+
+    setup: TrainingSetup
+    method_class: MethodClass
+    required_bytes: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RungReport:
     """One rung of the walk: applied or why not, required bytes before and after, the slowdown it costs."""
 
@@ -122,6 +132,7 @@ class Plan:
     warnings: tuple[str, ...]
     nearest_miss: Configuration | None = None
     remedies: tuple[str, ...] = ()
+    pareto: tuple[FrontPoint, ...] = ()
     data: Lengths | None = None
     folder: str | None = None
     files: tuple[str, ...] = ()

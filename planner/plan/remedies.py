@@ -95,7 +95,8 @@ def _count(desk: Desk, outcome: Outcome) -> Iterator[str]:
     """The smallest number of the same GPUs that does."""
     have = desk.machine.world_size
     for count in (count for count in COUNTS if count > have):
-        machine = replace(desk.machine, gpus=_copies(desk.machine.smallest, min(count, 8)), nodes=max(1, count // 8))
+        in_node = 1 if desk.machine.unified else min(count, 8)
+        machine = replace(desk.machine, gpus=_copies(desk.machine.smallest, in_node), nodes=max(1, count // in_node))
         label = _fits_on(desk, outcome, machine)
         if label is not None:
             yield f"{machine.world_size} of these GPUs would do, with {label}"
@@ -129,6 +130,8 @@ def _more_and_larger(desk: Desk, outcome: Outcome) -> Iterator[str]:
 
 def _offload(desk: Desk, outcome: Outcome) -> Iterator[str]:
     """What offload would take, where it was not taken for want of host memory or of knowing it."""
+    if desk.machine.unified:
+        return
     for each in outcome.rounds:
         for rung in (rung for rung in outcome.terms.ladder if rung.is_offload):
             if each.refused is not None or rung.id in outcome.terms.request.forbid:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from planner.plan.plan import Configuration, Plan, RungReport
+from planner.plan.plan import Configuration, FrontPoint, Plan, RungReport
 
 
 def plan_to_dict(
@@ -22,6 +22,7 @@ def plan_to_dict(
         "chosen": configuration_to_dict(plan.chosen),
         "configurations": [configuration_to_dict(each) for each in plan.configurations],
         "alternatives": [configuration_to_dict(each) for each in plan.alternatives],
+        "pareto": [_front_point(point) for point in plan.pareto],
         "ladder": [_rung(report) for report in plan.ladder],
         "reasons": list(plan.reasons),
         "data": plan.data.to_dict() if plan.data else None,
@@ -50,6 +51,22 @@ def configuration_to_dict(configuration: Configuration | None) -> dict[str, Any]
         "setup": configuration.setup.to_dict(),
         "estimate": configuration.estimate.to_dict(),
         "speed": plain(configuration.speed),
+    }
+
+
+def _front_point(point: FrontPoint) -> dict[str, Any]:
+    """Only what tells the points of the front apart: the rest of each setup is the chosen one's class's."""
+    setup = point.setup
+    return {
+        "class": point.method_class,
+        "required_bytes": point.required_bytes,
+        "tokens_per_s": point.tokens_per_s,
+        "parallelism": setup.parallelism,
+        "offload": setup.offload,
+        "micro_batch_size": setup.micro_batch_size,
+        "gradient_accumulation_steps": setup.gradient_accumulation_steps,
+        "gradient_checkpointing": setup.gradient_checkpointing,
+        "quantization_bit": setup.quantization_bit,
     }
 
 

@@ -88,6 +88,11 @@ class Desk:
         price = self.price(setup)
         if price is None:
             return None
+        if self.machine.unified and price.host_bytes + price.required_bytes > self.capacity_bytes:
+            return (
+                f"GPU and host share one memory, {show_gib(self.capacity_bytes)}, and need "
+                f"{show_gib(price.required_bytes)} and {show_gib(price.host_bytes)} of it"
+            )
         room, disk = self.machine.host_room_bytes, self.machine.disk_free_bytes
         if room is not None and price.host_bytes > room:
             return f"it needs {show_gib(price.host_bytes)} of host memory a node, and {_there_is(self.machine)}"
