@@ -6,6 +6,7 @@ from planner.hardware.machine import Machine
 from planner.memory.models import named
 from planner.memory.overhead import Overheads
 from planner.memory.regime import Regime
+from planner.model.modules import block_linears
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup
 from planner.units import show_gib
@@ -63,6 +64,11 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
         said.append(
             "transformers 5 holds experts as stacked parameters, which bitsandbytes leaves alone: they stay in 16 bit"
         )
+    if setup.is_adapter and setup.lora_target == "all" and _has_stacked_experts(spec, regime):
+        said.append(
+            "experts are stacked parameters here, which adapters do not reach: lora_target all trains attention and "
+            "what else is a Linear module (transformers 4 has experts as modules where the engine accepts it)"
+        )
     if spec.remote_code:
         said.append(f"{spec.id} runs its own modelling code, which was not traced; a Llama-like block is priced")
     if spec.verified is None and not spec.local_path:
@@ -77,3 +83,9 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
         if getattr(setup, name) > 1:
             said.append(f"{name} is priced by dividing the model; no published peak was available to test it")
     return tuple(dict.fromkeys(said))
+
+
+def _has_stacked_experts(spec: ModelSpec, regime: Regime) -> bool:
+    blocks = (run.block for run in spec.runs if run.block.moe is not None)
+    linears = (each for block in blocks for each in block_linears(spec, block, stacked_experts=regime.stacked_experts))
+    return any(each.stacked and each.role.startswith("expert_") for each in linears)

@@ -9,6 +9,7 @@ from planner.memory.host import CHECKPOINTS_KEPT, checkpoints_kept
 from planner.plan.guides import rule_of_thumb
 from planner.plan.plan import Configuration
 from planner.plan.ways import crowded, other_ways, spread, why_spread
+from planner.rulebook.load import engine_rows
 from planner.search.climb import Outcome, Round, offload_rungs
 from planner.search.desk import Desk
 from planner.search.rungs import Rung
@@ -208,9 +209,21 @@ def _host_remarks(desk: Desk, chosen: Configuration) -> list[str]:
     if machine.host_room_bytes is None and needed.host_bytes > max(on_cards, SMALL_HOST_BYTES):
         said.append(
             f"each node needs {show_gib(needed.host_bytes)} of host memory, more than the {show_gib(on_cards)} of its "
-            "GPUs, and how much there is, is not known: say --ram"
+            f"GPUs, and how much there is, is not known: say --ram{_loads_with_less(desk, chosen)}"
         )
     return said
+
+
+def _loads_with_less(desk: Desk, chosen: Configuration) -> str:
+    """An earlier release that the engine accepts too, where it holds less than half on the host."""
+    versions = engine_rows().get(chosen.setup.engine, {}).get("earlier_versions", {})
+    if not versions or chosen.setup.versions:
+        return ""
+    host_bytes = desk.price_of(chosen.setup.but(versions=dict(versions)), desk.spec, desk.machine).host_bytes
+    if 2 * host_bytes > chosen.estimate.host_bytes:
+        return ""
+    named = ",".join(f"{package}={version}" for package, version in versions.items())
+    return f"; planned with --versions {named} it loads with {show_gib(host_bytes)}"
 
 
 def _tight(desk: Desk, chosen: Configuration) -> list[str]:
@@ -221,5 +234,5 @@ def _tight(desk: Desk, chosen: Configuration) -> list[str]:
         return []
     return [
         f"{show_gib(spare)} a GPU is left and no free memory was read: a desktop or another process on a card would "
-        "take it: run `plan probe` there, or take the conservative profile"
+        "take it (`plan probe` there shows what is free)"
     ]

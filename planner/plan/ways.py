@@ -51,7 +51,8 @@ def _gathered(desk: Desk, setup: TrainingSetup) -> str:
     price = desk.price(setup)
     if price is None or setup.parallelism not in SHARDED_WEIGHTS:
         return ""
-    return f"; of the shards {show_gib(price.gathered_bytes)} are gathered at a time, which fits beside the rest"
+    fits = ", which fits beside the rest" if price.required_bytes <= desk.capacity_bytes else ""
+    return f"; of the shards {show_gib(price.gathered_bytes)} are gathered at a time{fits}"
 
 
 def other_ways(desk: Desk, setup: TrainingSetup) -> Iterator[str]:

@@ -30,8 +30,8 @@ class _Front:
 def pareto_front(desk: Desk, outcome: Outcome) -> tuple[FrontPoint, ...]:
     """Setups that fit (at coverage 0.99, host and disk too), ordered by class, then by memory; empty without speeds.
 
-    Offload counts for a class that fits in no other way, where the climb could use it. A point is left out if another needs no more memory, is no slower and
-    of no worse class.
+    Offload counts for a class that fits in no other way, where the climb could use it. A point is left out if another
+    needs no more memory, is no slower and of no worse class.
     """
     front = _Front([])
     for each in outcome.rounds:

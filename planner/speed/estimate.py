@@ -17,6 +17,9 @@ from planner.speed.work import TokenWork, token_work
 from planner.training import OPTIMIZER_OFFLOADS, PARAM_OFFLOADS, TrainingSetup
 
 GENERATING = frozenset({"ppo", "grpo"})
+# DeepSpeed swaps fp32 master and both moments in and out of NVMe at a step, and the fp32 gradient out and in:
+# runtime/swap_tensor/partitioned_optimizer_swapper.py.
+SWAPPED_BYTES = 32.0
 WITH_REFERENCE = frozenset({"dpo", "kto"})  # a second forward pass: the reference model's, or without adapters
 
 
@@ -227,7 +230,8 @@ def _optimizer_s(
     mine = work.trained / ranks
     if setup.offload in OPTIMIZER_OFFLOADS:
         on_node = mine * machine.gpus_per_node
-        return 28.0 * on_node / way.host_memory + 4.0 * mine / way.to_host
+        swapped = SWAPPED_BYTES * on_node / way.drive if setup.offload == "nvme" else 0.0
+        return 28.0 * on_node / way.host_memory + 4.0 * mine / way.to_host + swapped
     each = 16.0 if setup.param_dtype == "bf16" else 32.0
     each *= 0.6 if "8bit" in setup.optim else 1.0
     factor = 1.0 if "fused" in setup.optim else rates.foreach_factor
@@ -235,10 +239,10 @@ def _optimizer_s(
 
 
 def _offload_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, way: Paths) -> float:
-    """Seconds of a micro batch that weights spend on PCIe: once in forward, once or twice in backward."""
+    """Seconds of a micro batch that weights spend on PCIe or the drive: once in forward, once or twice back."""
     if setup.offload not in PARAM_OFFLOADS:
         return 0.0
     held = (setup.quantization_bit or 16) / 8
     mine = held * spec.parameters / data_ranks(setup, machine)
-    slow = 4.0 if setup.offload == "nvme" else 1.0
-    return slow * mine * (2 + _recomputed(setup)) / way.to_host
+    rate = min(way.to_host, way.drive / machine.gpus_per_node) if setup.offload == "nvme" else way.to_host
+    return mine * (2 + _recomputed(setup)) / rate

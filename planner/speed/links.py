@@ -10,11 +10,14 @@ from planner.speed.rates import Rates
 
 @dataclass(eq=False, repr=False)
 class Paths:
-    """Bytes per second: between the GPUs of a collective, and from one GPU to host memory."""
+    """Bytes per second: between the GPUs of a collective, from one GPU to host memory, of host memory and of the
+    drive that a node's GPUs offload to together.
+    """
 
     between_gpus: float
     to_host: float
     host_memory: float
+    drive: float
     assumed: tuple[str, ...]
 
 
@@ -28,6 +31,7 @@ def paths(machine: Machine, rates: Rates) -> Paths:
         between_gpus=links["ring_share"] * between,
         to_host=links["ring_share"] * pcie,
         host_memory=links["host_memory_bytes_per_s"],
+        drive=links["nvme_bytes_per_s"],
         assumed=assumed + said,
     )
 

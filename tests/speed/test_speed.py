@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from planner.hardware.parse import parse_machine
 from planner.model.catalogue import resolve
 from planner.speed.estimate import predict_speed
+from planner.speed.rates import shipped
 from planner.training import TrainingSetup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,3 +134,19 @@ def test_what_costs_time_costs_time() -> None:
 def test_larger_micro_batches_are_never_slower(micro: int, steps: int, length: int) -> None:
     fields = {"seq_len": length, "gradient_accumulation_steps": steps}
     assert rate(micro_batch_size=2 * micro, **fields) >= rate(micro_batch_size=micro, **fields)
+
+
+def test_states_on_a_drive_wait_for_the_drive_that_a_nodes_gpus_share() -> None:
+    """32 bytes of each element go through the node's one drive in every step, and the weights in every pass."""
+    spec = resolve("7B")
+
+    def step(gpus: int, offload: Any) -> float:
+        setup = TrainingSetup(model="7B", method="full", parallelism="zero3", offload=offload)
+        speed = predict_speed(setup, spec, parse_machine(f"{gpus}xA100-80GB"))
+        assert speed is not None
+        return speed.step_seconds
+
+    swapped = 32 * spec.parameters / shipped().links["nvme_bytes_per_s"]
+    for gpus in (2, 8):  # however many share it, the same bytes pass through the drive
+        assert step(gpus, "nvme") - step(gpus, "all") > swapped
+        assert step(gpus, "nvme") - step(gpus, "optimizer") > swapped
