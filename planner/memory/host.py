@@ -150,7 +150,9 @@ class _Node:
             copies = self.here if self._fills_every_rank() else 1
             return copies * (self.stored + (self.upcast if self.setup.engine == "llamafactory" else 0))
         if self.kind == "zero3":
-            return self.here * self.stored if self._converts_whole() else self._largest_file_tensor()
+            return (
+                self.here * self.stored if self._converts_whole() else self._largest_file_tensor() + self._conversion()
+            )
         if self.setup.engine in ("llamafactory", "embedded"):
             return self._largest_file_tensor()  # device_map: each mapped tensor goes to the GPU at once
         return self.here * self.stored
@@ -169,6 +171,13 @@ class _Node:
         """
         fused = self.regime.stacked_experts and any(unit.expert_elements for unit in self.units)
         return fused and version_of(self.setup, "transformers") < (5, 23)
+
+    def _conversion(self) -> int:
+        """Gate and up of one layer's experts on rank 0, stacked and then joined: two thirds of the experts, twice."""
+        if not self.regime.stacked_experts:
+            return 0
+        experts = max((unit.expert_elements for unit in self.units), default=0)
+        return 4 * experts * DTYPE_BYTES[self.regime.frozen] // 3
 
     def _fills_every_rank(self) -> bool:
         """Ranks that wait for rank 0's weights write zeros into a whole model of their own on the host.

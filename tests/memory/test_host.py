@@ -61,7 +61,8 @@ def test_zero3_stacks_all_experts_on_every_rank_before_transformers_5_23() -> No
     stored = 2 * 46_702_792_704  # all parameters of Mixtral-8x7B
     assert before.peak_bytes > 8 * stored
     assert since.peak_bytes < stored
-    assert apart.peak_bytes < since.peak_bytes
+    experts = 8 * 3 * 4096 * 14336  # of one layer; gate and up are stacked and then joined on rank 0
+    assert 0 <= since.peak_bytes - apart.peak_bytes - 4 * experts * 2 // 3 < GIB
     assert "stacks all experts" in before.notes[0]
     assert "stacks" not in since.notes[0]
 
