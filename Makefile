@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help plan test lint test-transformers test-main accuracy accuracy-peers accuracy-speed screenshot docs bench gpu-bench envs clean
+.PHONY: help plan test lint test-transformers test-main accuracy accuracy-peers accuracy-speed screenshot docs trace-matrix bench gpu-bench envs clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -96,6 +96,9 @@ accuracy-peers: $(VENV)/.dev $(HF)/.done ## the same rows put to other estimator
 
 accuracy-speed: $(VENV)/.dev ## predicted against published throughput, also of groups left out of the fit
 	$(VENV)/bin/python tools/calibrate_speed.py
+
+trace-matrix: $(HF)/.done ## trace every row of tests/data/traced.jsonl again (20 minutes and more)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(HF)/bin/python tools/trace_matrix.py
 
 bench: $(VENV)/.dev ## time of the main job, rate of `plan estimate --from`, what `plan run` takes
 	@$(VENV)/bin/python -m compileall -q planner

@@ -20,6 +20,7 @@ EXAMPLES = {
     "plan": "plan --gpus 3x20GB --model 7B",
     "estimate": "plan estimate --gpus 1xRTX4090 --model 8B --method qlora --seq-len 4096",
     "fit": "plan fit --gpus 1xRTX4090 --model 8B --method qlora",
+    "trace": "plan trace --gpus 1xRTX4090 --model 8B --method qlora --seq-len 4096",
     "probe": "plan probe --json > machine.json",
     "gpus": "plan gpus 3080",
     "models": "plan models qwen2.5",
@@ -94,12 +95,14 @@ def build_app() -> typer.Typer:
     from planner.cli.commands.run import run_command
     from planner.cli.commands.rungs import rungs_command
     from planner.cli.commands.runs import attach_command, report_command, runs_command, stop_command
+    from planner.cli.commands.trace import trace_command
 
     app = typer.Typer(cls=_Group, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(cls=_Group, invoke_without_command=True, help=_help(plan_command))(plan_command)
     commands: dict[str, Callable[..., Any]] = {
         "estimate": estimate_command,
         "fit": fit_command,
+        "trace": trace_command,
         "probe": probe_command,
         "gpus": gpus_command,
         "models": models_command,

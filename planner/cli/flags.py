@@ -168,6 +168,14 @@ RUN_FLAGS: tuple[Flag, ...] = (
     Flag(name="anyway", value=None, panel=RUNNING, help="start although it is not expected to fit, or a check failed"),
 )
 
+TRACE_FLAGS: tuple[Flag, ...] = (
+    *ESTIMATE_FLAGS[:-1],
+    Flag(name="capacity", value="20GB", panel=HARDWARE, help="free memory of the card (default: the card's own)"),
+    Flag(name="expandable_segments", value=None, panel=HARDWARE, help="the allocator's setting of that name"),
+    Flag(name="timeline", value="FILE", panel=OUTPUT, help="write every operation of the second step, one a line"),
+    JSON,
+)
+
 Command = Callable[..., Any]
 
 

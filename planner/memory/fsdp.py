@@ -8,8 +8,10 @@ are the root unit, gathered from the start of forward to the end of backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from planner.errors import UnsupportedError
+from planner.memory.fsdp2 import REDUCES_IN_FP32, Groups, groups_of
 from planner.memory.habits import OWN_MODELING
 from planner.memory.layout import Layout, Unit
 from planner.memory.optimizer import OptimizerCost
@@ -23,7 +25,6 @@ from planner.training import DTYPE_BYTES, TrainingSetup
 MIXES_FROZEN = OWN_MODELING
 # Its loop reduces in every round of accumulation (templates/embedded/train.py), so whole gradients are never held.
 REDUCES_EVERY_ROUND = frozenset({"embedded"})
-REDUCES_IN_FP32 = frozenset({"torchtitan"})  # its MixedPrecisionPolicy; accelerate reduces in the compute dtype
 
 
 def lay_out_fsdp(
@@ -41,11 +42,14 @@ def lay_out_fsdp(
     staging = share(layer, ranks) if offloaded else 0
     forward, backward = _units_in_flight(setup, regime)
     gradients = _Gradients(setup, regime, units, parts)
+    groups = None
+    if setup.parallelism == "fsdp2":
+        groups = groups_of(setup, units, {u.name: _unsharded(setup, regime, u) for u in units}, regime, parts)
     states = cost.state_bytes + cost.master_bytes
     load = scales + (0 if offloaded else shards) + max(layer, root)
     if read_onto_gpu(setup, regime):
         load = max(load, held + scales)
-    return Layout(
+    layout = Layout(
         weights=scales + (0 if offloaded else shards),
         gradients=gradients.by_unit(),
         gradients_carried=gradients.carried(),
@@ -53,13 +57,39 @@ def lay_out_fsdp(
         optimizer=0 if offloaded else share(states, parts),
         load=load,
         gathered_forward=root + forward * layer + staging,
-        gathered_loss=root + (layer if _holds_last_buffer(setup) else 0),
+        gathered_loss=root,
         gathered_backward=root + backward * layer + staging,
         reducing=gradients.reducing(),
         end_of_layer=gradients.end_of_layer(),
         end_of_backward=gradients.end(),
         step_temporaries=0 if offloaded else share(cost.step_temporary_bytes, parts),
         notes=gradients.notes(),
+    )
+    return layout if groups is None else _in_groups(layout, groups, staging, gradients)
+
+
+def _in_groups(layout: Layout, groups: Groups, staging: int, gradients: _Gradients) -> Layout:
+    """FSDP2's own moments; what is offloaded is staged beside them."""
+    by_unit = dict(layout.gradients)
+    if groups.apart and "head" in by_unit and by_unit["head"]:
+        by_unit["head"] = gradients.shard_of("head")  # reduced before the layers' backward
+    held = by_unit.get("embedding", 0) + (0 if groups.apart else by_unit.get("head", 0))
+    own_loop = gradients.setup.engine in OWN_LOOPS
+    loss = groups.root.whole if own_loop and not groups.apart else groups.loss  # computed after the root's forward
+    return replace(
+        layout,
+        gradients=by_unit,
+        gathered_start=groups.start + staging,
+        gathered_forward=groups.forward + staging,
+        gathered_loss=loss,
+        gathered_loss_backward=groups.loss_backward,
+        gathered_head=groups.head,
+        tail_reduced=groups.tail_reduced,
+        gathered_backward=groups.backward + staging,
+        gathered_backward_last=groups.backward_last + staging,
+        reducing=groups.layer.reduced,
+        reducing_first=groups.reducing_first,
+        end_of_backward=groups.end(held) - groups.layer.reduced,
     )
 
 
@@ -119,21 +149,10 @@ def _units_in_flight(setup: TrainingSetup, regime: Regime) -> tuple[int, int]:
     checkpointing around the unit: outputs of the no-grad forward carry no pre-backward hook, so nothing is marked for
     prefetch (both seen in runs of FSDP1 on the CPU). Where adapters are units of their own, these are prefetched
     first, and the next layer while the last of them runs backward.
-    FSDP2 gathers into a buffer and copies out of it: forward keeps the buffer until the next layer's copy, backward
-    prefetches the next buffer.
+    FSDP2 has moments of its own (fsdp2.py).
     """
-    if setup.parallelism == "fsdp2":
-        return 2, 2
     around = regime.reentrant and setup.gradient_checkpointing is not False and not checkpoints_within_unit(setup)
     return 1, 1 if around else 2
-
-
-def _holds_last_buffer(setup: TrainingSetup) -> bool:
-    """FSDP2 lets go of the last layer's gather buffer when the root's forward returns.
-
-    Models that compute the loss in their own forward, as transformers' do, still hold it then.
-    """
-    return setup.parallelism == "fsdp2" and setup.engine not in OWN_LOOPS
 
 
 def _syncs_each_batch(setup: TrainingSetup) -> bool:
@@ -174,6 +193,11 @@ class _Gradients:
             sizes[unit.name] = elements * self.compute if unit.is_root else share(elements * shard, self.ranks)
         return sizes
 
+    def shard_of(self, name: str) -> int:
+        """The shard that a unit's gradients become."""
+        each = 0 if self.offloaded else self.each
+        return sum(share(u.count * u.trained * each, self.ranks) for u in self.units if u.name == name)
+
     def carried(self) -> int:
         """Accumulation runs under no_sync, which leaves the gradients of the whole model unsharded; else their shards.
 
@@ -189,8 +213,7 @@ class _Gradients:
     def reducing(self) -> int:
         """What a layer's gradients are reduced through, with the new shard.
 
-        FSDP2: the reduce-scatter input of one layer, held until the next one's. FSDP1 with litgpt's units: the flat
-        gradient that those of the unit are joined into.
+        FSDP1 with litgpt's units: the flat gradient that those of the unit are joined into.
         """
         return 0 if self._waits() else self._flat()
 

@@ -60,7 +60,10 @@ class Layout:
     its backward is over and its activations are gone, ``resident_buffers`` communication buffers that live for the
     whole run, ``step_temporaries`` what the optimizer step allocates at its worst moment, ``end_of_backward`` what
     comes on top of ``reducing`` when the last gradient has arrived, ``load`` the peak of loading (copies of
-    weights alone).
+    weights alone). Moments of their own, where an engine has them: ``gathered_start`` before the first layer,
+    ``gathered_loss_backward`` and ``gathered_head`` (None: ``gathered_loss``), ``tail_reduced`` between the head and
+    the layers, ``gathered_backward_last`` and ``reducing_first`` of the lowest and the uppermost layer (None: as the
+    rest).
     """
 
     weights: int
@@ -68,9 +71,15 @@ class Layout:
     optimizer: int
     load: int
     gathered_forward: int = 0
+    gathered_start: int = 0
     gathered_loss: int = 0
+    gathered_loss_backward: int | None = None
+    gathered_head: int | None = None
+    tail_reduced: int = 0
     gathered_backward: int = 0
+    gathered_backward_last: int | None = None
     reducing: int = 0
+    reducing_first: int | None = None
     resident_buffers: int = 0
     end_of_layer: int = 0
     end_of_backward: int = 0

@@ -75,7 +75,7 @@ class Regime:
     reentrant: bool
     repeat_kv: bool
     stacked_experts: bool
-    upcast_frozen_on_sharding: bool = False  # accelerate 1.11 casts the whole FSDP2 model to fp32
+    upcast_frozen_on_sharding: bool = False  # accelerate before 1.13 casts the whole FSDP2 model to fp32
     load_dtype: Dtype = "bf16"
     quantized: Literal["dense", "nf4", "int8", "gptq"] = "dense"
     wide_stream: bool = False
@@ -171,7 +171,7 @@ def _resolve(key: tuple[object, ...], keyed: Unhashed[TrainingSetup]) -> Regime:
         reentrant=_reentrant(setup),
         repeat_kv=_repeats_kv(setup, str(key[-2])),
         stacked_experts=version_of(setup, "transformers") >= (5,) and setup.engine not in OWN_LOOPS - HAND_WRITTEN,
-        upcast_frozen_on_sharding=sharded == "fsdp2" and autocast and version_of(setup, "accelerate") < (1, 12),
+        upcast_frozen_on_sharding=sharded == "fsdp2" and autocast and version_of(setup, "accelerate") < (1, 13),
         quantized=quantized,
         whole=_whole_dtype(setup, adapter, frozen),
         wide_stream=(autocast and str(embedding_norm).startswith("layernorm"))

@@ -13,7 +13,7 @@ from planner.memory.regime import HAND_WRITTEN, OWN_LOOPS, Regime, Unhashed, byt
 from planner.memory.tape import Moment
 from planner.memory.units import Layer, Parts
 from planner.model.spec import ModelSpec
-from planner.training import FSDP, ZERO, TrainingSetup
+from planner.training import ZERO, TrainingSetup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +126,7 @@ def block_mode(step: Step, layer: Layer) -> Mode:
     """The mode of one layer's program under this regime."""
     setup, regime = step.setup, step.regime
     adapted = layer.kind == "adapted"
-    parallelism = setup.parallelism or "none"
-    if parallelism in FSDP and not adapted and regime.autocast:
-        regime = as_gathered(regime)
+    regime = as_gathered(setup, regime, adapted=adapted)
     return mode_of(
         regime,
         layer.targets if adapted else frozenset(),
@@ -151,18 +149,25 @@ def block_mode(step: Step, layer: Layer) -> Mode:
 def _gradients_stay(setup: TrainingSetup, layer: Layer) -> bool:
     """Whether a layer's gradients are still on this GPU when its backward ends.
 
-    FSDP1 joins them only then; FSDP2 and DeepSpeed take them away as they come, and so does a step in backward.
+    FSDP joins or reduces them only then; DeepSpeed takes them away as they come, and so does a step in backward.
     """
-    if setup.optimizer_in_backward or (setup.parallelism or "none") in ZERO | {"fsdp2"}:
+    if setup.optimizer_in_backward or (setup.parallelism or "none") in ZERO:
         return False
     return setup.parallelism != "fsdp" or layer.kind == "trained"
 
 
+def as_gathered(setup: TrainingSetup, regime: Regime, *, adapted: bool) -> Regime:
+    """The regime that a module runs in once FSDP has gathered it; under FSDP1 one with adapters runs as it is held."""
+    whole = setup.parallelism == "fsdp2" or (setup.parallelism == "fsdp" and not adapted)
+    return _as_gathered(regime) if whole and regime.autocast else regime
+
+
 @lru_cache(maxsize=256)
-def as_gathered(regime: Regime) -> Regime:
+def _as_gathered(regime: Regime) -> Regime:
     """FSDP's mixed precision gathers a layer in the compute dtype and casts its inputs: inside, nothing is fp32."""
     dtype = regime.compute
-    return replace(regime, autocast=None, trained=dtype, frozen=dtype, norms=dtype, embedding=dtype, head=dtype)
+    inside = replace(regime, autocast=None, trained=dtype, frozen=dtype, norms=dtype, adapter=dtype)
+    return replace(inside, embedding=dtype, head=dtype)
 
 
 def fused_kernels(setup: TrainingSetup) -> bool:
@@ -187,6 +192,21 @@ def pinned_inputs(setup: TrainingSetup, parts: Parts, spec: ModelSpec, regime: R
     if not packed_keeps_input(setup) or version_of(setup, "litgpt") < (0, 3):
         return 0
     return spec.hidden + sum(layer.count * _distinct_inputs(layer) for layer in parts.layers)
+
+
+def unchecked_inputs(setup: TrainingSetup, layer: Layer, regime: Regime) -> int:
+    """Bytes per token that a checkpointed layer keeps all the same: inputs of its int8 products.
+
+    bitsandbytes' MatMul8bitLt names its input on its context, not among autograd's saved tensors, whose hooks are what
+    non-reentrant checkpointing frees by (autograd/_functions.py, 0.50). A reentrant forward pass has no graph.
+    """
+    if regime.quantized != "int8" or regime.reentrant or layer.kind == "frozen":
+        return 0
+    wide = bytes_of(regime.stream) - bytes_of(regime.compute)  # fp32 norms hand out fp32
+    normed = sum(
+        {lin.role: lin.inputs for lin in layer.linears if lin.role in ("q", "qkv", "gate", "gate_up")}.values()
+    )
+    return _distinct_inputs(layer) * bytes_of(regime.compute) + normed * max(0, wide)
 
 
 def _distinct_inputs(layer: Layer) -> int:

@@ -11,7 +11,16 @@ from planner.memory.loss import holds_outputs, loss_bytes
 from planner.memory.ops import Mode
 from planner.memory.regime import bytes_of
 from planner.memory.result import Phase
-from planner.memory.stretches import Step, Stretch, as_gathered, fused_kernels, graphless, mode_of, stretches_of
+from planner.memory.stretches import (
+    Step,
+    Stretch,
+    as_gathered,
+    fused_kernels,
+    graphless,
+    mode_of,
+    stretches_of,
+    unchecked_inputs,
+)
 from planner.memory.tape import Moment
 from planner.training import FSDP
 
@@ -88,6 +97,7 @@ class Timeline:
         """Walk up the layers; returns the bytes they keep, and autocast's weight copies alive at the end."""
         layout = self.step.layout
         below, casts, first = self._narrow_start(), 0, True
+        self.at("forward", 0, gradients=layout.gradients_carried, gathered=layout.gathered_start)
         for stretch in self.stretches:
             each, cast = self._kept_by(stretch), stretch.curve.casts if stretch.checkpointed else 0
             before = stretch.number - 1
@@ -139,7 +149,8 @@ class Timeline:
             return 0
         setup = self.step.setup
         offloaded = setup.activation_offload or (setup.unsloth and setup.engine == "llamafactory")
-        return 0 if offloaded else self.stream
+        own = unchecked_inputs(setup, stretch.layer, self.step.regime) * self.tokens
+        return own if offloaded else self.stream + own
 
     def _loss_and_head(self, below: int, casts: int) -> None:
         step, layout = self.step, self.step.layout
@@ -149,12 +160,18 @@ class Timeline:
         head_cast, gathered = self._head_cast(), layout.gathered_loss
         self.outputs = loss.outputs
         gradients = layout.gradients_carried + loss.kept
-        self.at("loss", below + norm_kept + norm_out, logits=loss.forward, gradients=gradients,
-                temporaries=casts + head_cast + loss.temporary, gathered=gathered)  # fmt: skip
+        kept, live = below + norm_kept + norm_out, casts
+        if step.setup.stage == "dpo":  # the reference runs when autocast has let go of the policy's copies
+            self.at("loss", kept, logits=loss.forward // 2, gradients=gradients, temporaries=casts + head_cast)
+            live = 0
+        self.at("loss", kept, logits=loss.forward, gradients=gradients,
+                temporaries=live + head_cast + loss.temporary, gathered=gathered)  # fmt: skip
         if loss.repeated:
             old = below + norm_kept + norm_out + 2 * step.pinned_per_token * self.tokens
             for logits, copies in ((loss.repeated, 0), (loss.head, loss.head_temporary)):
                 self.at("loss", old, logits=logits, gradients=gradients, temporaries=copies, gathered=gathered)
+        if layout.gathered_loss_backward is not None:
+            gathered = layout.gathered_loss_backward
         held = below + norm_kept + (norm_out if step.parts.head_trained else 0)
         held += self.outputs_held_per_token * self.tokens
         self.at(
@@ -165,6 +182,7 @@ class Timeline:
             temporaries=head_cast,
             gathered=gathered,
         )
+        gathered = layout.gathered_loss if layout.gathered_head is None else layout.gathered_head
         for logits, head in (
             (loss.head, self._head_gradient(bytes_of(step.regime.compute))),
             (0, self._widened_head()),
@@ -173,6 +191,7 @@ class Timeline:
                 "backward", held + norm_out, logits=logits, gradients=gradients + head,
                 temporaries=head_cast + loss.head_temporary, gathered=gathered,
             )  # fmt: skip
+        self.at("backward", below + norm_out, gradients=layout.gradients_carried, gathered=layout.tail_reduced)
 
     @property
     def outputs_held_per_token(self) -> int:
@@ -202,8 +221,8 @@ class Timeline:
     def _norm_mode(self) -> Mode:
         """The final norm trains with the whole model only; it belongs to no layer, but to FSDP's root unit."""
         step = self.step
-        regime = as_gathered(step.regime) if self.mixed else step.regime
         trained = not step.setup.is_adapter and step.setup.method not in ("freeze", "badam")
+        regime = as_gathered(step.setup, step.regime, adapted=step.setup.is_adapter)
         return mode_of(
             regime, frozenset(), frozenset(), trained, 0, False, False, "flash",
             step.setup.liger_kernel, fused_kernels(step.setup), True, False,
@@ -223,13 +242,13 @@ class Timeline:
         """Walk down the layers: kept tensors shrink, gradients grow; each stretch is worst at one of its ends."""
         layout = self.step.layout
         gradients = layout.gradients_carried + layout.gradients.get("head", 0) + self._tied_head()
-        gathered = layout.gathered_backward + layout.reducing
-        finished = 0
+        finished, layers = 0, sum(stretch.number for stretch in self.stretches)
         for stretch in reversed(self.stretches):
             per_layer, each = layout.gradients.get(stretch.layer.name, 0), self._kept_by(stretch)
             own = each if stretch.checkpointed else 0
-            for done in {0, stretch.number - 1}:
+            for done in self._worst(stretch.number):
                 rest = below - (done + 1) * each + own + self._lingering(finished + done, each)
+                gathered = self._gathered_backward(finished + done, layers)
                 for moment in stretch.curve.backward:
                     self.at("backward", rest, gradients=gradients + done * per_layer, logits=self.outputs,
                             gathered=gathered, moment=moment)  # fmt: skip
@@ -240,6 +259,22 @@ class Timeline:
             finished += stretch.number
             gradients += stretch.number * per_layer
         self._embedding(gradients)
+
+    def _worst(self, number: int) -> set[int]:
+        """Layers of a stretch that may be its worst: its ends, and their neighbours where the ends have own buffers."""
+        ends, layout = {0, number - 1}, self.step.layout
+        inner = {min(1, number - 1), max(0, number - 2)}
+        return ends if layout.gathered_backward_last is None and layout.reducing_first is None else ends | inner
+
+    def _gathered_backward(self, done: int, layers: int) -> int:
+        """Gathered weights and reduce buffers beside the layer that comes after ``done`` others."""
+        layout = self.step.layout
+        gathered, reducing = layout.gathered_backward, layout.reducing
+        if done == layers - 1 and layout.gathered_backward_last is not None:
+            gathered = layout.gathered_backward_last
+        if done == 0 and layout.reducing_first is not None:
+            reducing = layout.reducing_first
+        return gathered + reducing
 
     def _tied_head(self) -> int:
         """The head's gradient of tied embeddings waits in the engine's buffer until the embedding's arrives."""

@@ -107,15 +107,35 @@ def _named(name: str) -> ModelSpec | None:
 
 def _mirrored(name: str) -> ModelSpec | None:
     """A copy under an organisation known for copies, whole or with bitsandbytes' 4 bit; a note says what was taken."""
-    owner, _, copied = name.lower().rpartition("/")
+    row, copied = _copied(name), name.lower().rpartition("/")[2]
     plain = _BNB_4BIT.sub("", copied)
-    row = catalogue().by_name.get(plain) if owner in _MIRRORS else None
-    if row is None or row.kind == "size":
+    if row is None:
         return None
     spec = from_row(row, plain)
     quantized = Quantized(method="bnb", bits=4) if plain != copied else spec.quantized
     note = f"{name} is taken to be a copy of {spec.id}" + (" in 4 bit" if plain != copied else "")
     return replace(spec, id=name, quantized=quantized, verified=None, notes=(*spec.notes, note))
+
+
+def config_for(name: str) -> dict[str, Any]:
+    """The config.json that ``resolve`` reads for this name, as a dict. Raises InputError as it does."""
+    path = fetch.config_path(name)
+    if path is None:
+        row = catalogue().by_name.get(name.lower()) or _copied(name)
+        if row is not None:
+            fields = row.fields
+            return config_for(fields["model"]) if row.kind == "size" else config_of(fields)
+        path = fetch.hub_cache_path(name)
+    if path is None:
+        raise _unknown(name)
+    return fetch.read_config(path)
+
+
+def _copied(name: str) -> Row | None:
+    """The row that a mirror's name copies."""
+    owner, _, copied = name.lower().rpartition("/")
+    row = catalogue().by_name.get(_BNB_4BIT.sub("", copied)) if owner in _MIRRORS else None
+    return None if row is None or row.kind == "size" else row
 
 
 def from_row(row: Row, name: str | None = None) -> ModelSpec:

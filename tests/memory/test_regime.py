@@ -212,7 +212,7 @@ def test_fsdp_1_cannot_mix_types_in_a_layer() -> None:
     assert regime(method="qlora", parallelism="fsdp", kbit_upcast="norms").norms == "bf16"
 
 
-@pytest.mark.parametrize(("accelerate", "upcast"), [("1.11", True), ("1.12", False), ("1.15.0", False)])
+@pytest.mark.parametrize(("accelerate", "upcast"), [("1.11", True), ("1.12", True), ("1.13", False), ("1.15.0", False)])
 def test_accelerate_upcasts_the_whole_model_for_fsdp2(accelerate: str, upcast: bool) -> None:
     found = regime(method="lora", parallelism="fsdp2", versions={"accelerate": accelerate})
     assert found.upcast_frozen_on_sharding is upcast

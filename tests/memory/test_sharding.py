@@ -350,8 +350,10 @@ def test_fsdp2_gathers_and_keeps_what_is_said(accumulation: int) -> None:
     """Six layers of two matrices, a root of two layers' size each side; mixed precision, two ranks."""
     measured = probe("probe_fsdp2.py", str(accumulation), ranks=2)
     setup = TrainingSetup(
-        model="any", method="full", parallelism="fsdp2", gradient_accumulation_steps=accumulation, engine="transformers"
-    )
+        model="any", method="full", parallelism="fsdp2", engine="transformers",
+        gradient_accumulation_steps=accumulation,
+        versions={"accelerate": "1.13"},  # one root, as the script cuts it
+    )  # fmt: skip
     width, vocabulary = 256, 1024
     regime = Regime(
         frozen="bf16", trained="fp32", gradient="fp32", compute="bf16", autocast=True, norms="fp32", adapter="fp32",
@@ -377,5 +379,5 @@ def test_fsdp2_gathers_and_keeps_what_is_said(accumulation: int) -> None:
     if accumulation == 1:
         own = layer  # the layer's own two gradients, which the block's window counts
         done = layout.gradients["head"] + layout.gradients["block0"]
-        expected = layout.gathered_backward + layout.reducing - layout.gradients["block0"] // 2 + done + own
+        expected = layout.gathered_backward + layout.reducing + done + own
         assert bytes_at("backward 4") == pytest.approx(expected, abs=layer)

@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Import name -> the name of its distribution, where they differ.
 DISTRIBUTION = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py"}
-# Imported inside functions that only run where the library is there, each announced: see planner/model/count.
-OPTIONAL = {"torch", "transformers", "accelerate", "huggingface_hub", "tokenizers"}
+# Imported inside functions that only run where the library is there, each announced: extras `count` and `trace`.
+OPTIONAL = {"torch", "transformers", "accelerate", "peft", "liger_kernel", "triton", "huggingface_hub", "tokenizers"}
 
 
 def imported_by(path: Path) -> set[str]:

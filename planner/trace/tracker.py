@@ -5,29 +5,35 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from ledger import Birth, Ledger
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from workspaces import workspace_bytes
+
+from planner.trace.ledger import Birth, Event, Ledger
+from planner.trace.workspaces import workspace_bytes
 
 
 class Tracker(TorchDispatchMode):
     """Put it above FakeTensorMode: it then sees whole operations, never their composite fallbacks."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, *, op_log: bool = False) -> None:
         super().__init__()
         self.ledger = ledger
         self.held: dict[int, tuple[weakref.ref[Any], int]] = {}
         self.made_in: dict[int, str] = {}
         self.stack: list[str] = [""]
+        self.keep: list[Any] = []
         self.count = 0
-        self.op_log = True
+        self.op_log = op_log
+        self.sharded = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind.__name__ == "DTensor" for kind in types):  # it calls operations on its local tensors, seen here
+            return NotImplemented
         if func.namespace == "prim":
             return func(*args, **(kwargs or {}))
         before = self.where()
@@ -44,8 +50,6 @@ class Tracker(TorchDispatchMode):
         return out
 
     def _op_event(self, name: str, args: Any, where: str) -> Any:
-        from ledger import Event
-
         shapes = [short(leaf) for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)][:4]
         return Event("op", self.ledger.phase, where, f"{name}({', '.join(shapes)})")
 
@@ -59,14 +63,38 @@ class Tracker(TorchDispatchMode):
             return
         self.count += 1
         number = self.count
+        op = f"fsdp {op}" if self.sharded and _fsdp_calls() else op
         shape, dtype = tuple(leaf.shape), str(leaf.dtype).removeprefix("torch.")
         self.ledger.birth(Birth(number, storage.nbytes(), op, shape, dtype, self.ledger.phase, where))
         self.held[key] = (weakref.ref(storage, self._dying(key, number)), number)
 
+    def resized(self, storage: Any, before: int) -> None:
+        """A storage that is known, or was, has another size now: FSDP frees and takes parameters this way."""
+        known = self.held.pop(storage._cdata, None)
+        if known is None or storage.nbytes() == before:
+            return
+        number = known[1]
+        if before:
+            self.ledger.death(number)
+        birth = self.ledger.births[number]
+        if storage.nbytes():
+            self.count += 1
+            number = self.count
+            again = replace(birth, number=number, nbytes=storage.nbytes(), phase=self.ledger.phase)
+            self.ledger.birth(again)
+        self.held[storage._cdata] = (weakref.ref(storage, self._dying(storage._cdata, number)), number)
+
+    def note_gradient(self, parameter: torch.Tensor) -> None:
+        """Says that the storage under a parameter's gradient is one."""
+        grad = local(parameter.grad)
+        known = self.held.get(grad.untyped_storage()._cdata) if grad is not None else None
+        if known is not None:
+            self.ledger.gradients.add(known[1])
+
     def _dying(self, key: int, number: int) -> Callable[[Any], None]:
         def gone(_: Any) -> None:
-            self.held.pop(key, None)
-            self.ledger.death(number)
+            if self.held.pop(key, None) is not None and number not in self.ledger.dead:
+                self.ledger.death(number)
 
         return gone
 
@@ -126,6 +154,16 @@ def _caller() -> str:
     return frame.f_code.co_name
 
 
+def _fsdp_calls() -> bool:
+    """True where FSDP's own code asks for memory."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        if "_fully_shard" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def short(tensor: torch.Tensor) -> str:
     """``bf16[1,2048,4096]``"""
     names = {"bfloat16": "bf16", "float32": "f32", "float16": "f16", "int64": "i64", "uint8": "u8", "float64": "f64"}
@@ -148,6 +186,13 @@ def watch_modules(tracker: Tracker, model: torch.nn.Module, blocks: list[torch.n
             tracker.stack.pop()
             if id(module) in numbers:
                 tracker.ledger.mark(f"block {numbers[id(module)]} ends")
+                if module is blocks[-1] and tracker.ledger.phase.startswith("forward"):
+                    tracker.ledger.enter(tracker.ledger.phase.replace("forward", "loss"))
 
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave, always_call=True)
+
+
+def local(tensor: Any) -> Any:
+    """The part of this rank of a sharded parameter or gradient; any other tensor as it is."""
+    return getattr(tensor, "_local_tensor", tensor)

@@ -59,5 +59,6 @@ C10_REGISTER_GUARD_IMPL(CUDA, InertGuard)
 }  // namespace c10::impl
 
 namespace at {
-REGISTER_CUDA_HOOKS(CUDAHooks);
+// Preferred to those of a CUDA build of torch, which would ask a driver.
+C10_REGISTER_CLASS_WITH_PRIORITY(CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PREFERRED, CUDAHooks)
 }  // namespace at

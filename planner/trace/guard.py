@@ -1,34 +1,39 @@
-"""Gives a CPU build of torch an inert CUDA device, so that fake "cuda" tensors can be trained.
+"""Gives torch an inert CUDA device, so that fake "cuda" tensors can be trained without a GPU.
 
-``install`` must run before torch is imported: torch looks the hooks up once, at first use.
+The autograd engine asks for a CUDA device guard and for CUDA hooks, which only C++ can answer: torch's guards in
+Python (PrivateUse1) make another device of it, whose gradients the engine will not add up. ``install`` must run before
+torch is imported: torch looks the hooks up once, at first use.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from planner.errors import UnsupportedError
+
 SOURCE = Path(__file__).with_name("guard.cpp")
+COMPILERS = ("c++", "g++", "clang++")
 
 
 def install() -> None:
-    """Compile the guard once per torch build, load it, and import torch behind it."""
+    """Compile the guard once per torch build, load it, and import torch behind it. Raises UnsupportedError."""
     if "torch" in sys.modules:
         raise RuntimeError("the CUDA guard must be installed before torch is imported")
+    if not sys.platform.startswith("linux"):
+        raise UnsupportedError(f"plan trace runs on Linux only, not on {sys.platform}")
     torch_dir = _torch_dir()
     library = _compiled(torch_dir)
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(torch_dir / "lib" / name), mode=ctypes.RTLD_GLOBAL)
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     _claim_cuda_kernels()
-    if importlib.util.find_spec("bitsandbytes") is not None:
-        importlib.import_module("bitsandbytes")  # asked before there is a device, it looks for no CUDA library
     _answer_for_cuda()
 
 
@@ -42,17 +47,38 @@ def _torch_dir() -> Path:
 def _compiled(torch_dir: Path) -> Path:
     version = (torch_dir / "version.py").read_bytes()
     key = hashlib.sha256(version + SOURCE.read_bytes() + str(torch_dir).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vramplan-trace"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vramplan-trace"
     library = cache / f"guard-{key}.so"
     if not library.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        building = library.with_suffix(f".{os.getpid()}")
-        lib = torch_dir / "lib"
-        command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", f"-I{torch_dir / 'include'}", str(SOURCE)]
-        command += [f"-L{lib}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{lib}", "-o", str(building)]
-        subprocess.run(command, check=True)
-        building.replace(library)
+        _compile(torch_dir, library)
     return library
+
+
+def _compile(torch_dir: Path, library: Path) -> None:
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise UnsupportedError(
+            f"plan trace needs a C++ compiler once, and none of {', '.join(COMPILERS)} is here",
+            hint="install g++ (`apt install g++`, `conda install gxx`); `plan estimate` needs none",
+        )
+    lib = torch_dir / "lib"
+    building = library.with_suffix(f".{os.getpid()}")
+    command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", f"-I{torch_dir / 'include'}", str(SOURCE)]
+    command += [f"-L{lib}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{lib}", "-o", str(building)]
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no shell, own words
+        if done.returncode:
+            reason = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
+            raise UnsupportedError(f"{compiler} cannot compile the CUDA guard for this torch: {reason.strip()}")
+        building.replace(library)
+    except OSError as problem:
+        raise UnsupportedError(
+            f"the CUDA guard cannot be written to {library.parent}: {(problem.strerror or str(problem)).lower()}",
+            hint="XDG_CACHE_HOME names another folder for it",
+        ) from None
+    finally:
+        building.unlink(missing_ok=True)
 
 
 FUSED_ON_CUDA = ("silu_backward", "mish_backward", "_fused_rms_norm", "_fused_rms_norm_backward")

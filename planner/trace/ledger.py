@@ -53,24 +53,32 @@ class Ledger:
 
     events: list[Event] = field(default_factory=list)
     births: dict[int, Birth] = field(default_factory=dict)
+    gradients: set[int] = field(default_factory=set)  # births that became a parameter's gradient
+    dead: set[int] = field(default_factory=set)
     phase: str = "load"
     where: str = ""
 
     def birth(self, birth: Birth) -> None:
+        """A storage is there."""
         self.births[birth.number] = birth
         self.events.append(Event("birth", self.phase, birth.where, birth.op, birth.nbytes, birth.number))
 
     def death(self, number: int) -> None:
+        """A storage is gone."""
         known = self.births[number]
+        self.dead.add(number)
         self.events.append(Event("death", self.phase, known.where, known.op, known.nbytes, number))
 
     def spike(self, op: str, nbytes: int, where: str) -> None:
+        """A kernel takes that much for itself, and gives it back."""
         self.events.append(Event("spike", self.phase, where, op, nbytes))
 
     def mark(self, text: str) -> None:
+        """A line for the reader."""
         self.events.append(Event("mark", self.phase, self.where, text))
 
     def enter(self, phase: str) -> None:
+        """Another phase begins."""
         self.phase = phase
         self.mark(f"phase {phase}")
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
+HAS_FLASH = True
 
 
 def scaled_dot_product_attention(
@@ -26,7 +27,7 @@ def scaled_dot_product_attention(
     query, key, value, attn_mask = (_autocast(t) for t in (query, key, value, attn_mask))
     one_width = query.shape[-1] == key.shape[-1] == value.shape[-1] <= 256
     paired = enable_gqa or query.shape[1] == key.shape[1]
-    if attn_mask is None and query.dtype in FLASH_DTYPES and one_width and paired:
+    if HAS_FLASH and attn_mask is None and query.dtype in FLASH_DTYPES and one_width and paired:
         return flash(query, key, value, dropout_p, is_causal, scale)
     if query.shape[1] != key.shape[1]:  # the memory-efficient kernel knows neither grouped nor broadcast heads
         return _mathematical(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
@@ -114,18 +115,24 @@ def flash_attention_2(
     if target_dtype is not None and query.dtype == torch.float32:
         query, key, value = (t.to(target_dtype) for t in (query, key, value))
     if attention_mask is not None:
-        raise NotImplementedError("padded batches under flash_attention_2 unpad by data; trace them with sdpa")
-    out = flash(*(t.transpose(1, 2) for t in (query, key, value)), dropout, is_causal, softmax_scale)
+        raise NotImplementedError("padded batches under flash_attention_2 are refused before they come here")
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    out = flash(query, key, value, dropout, is_causal, softmax_scale)
     return out.transpose(1, 2)
 
 
-def install() -> None:
-    """Puts these in place of torch's and transformers' functions."""
-    import transformers.integrations.flash_attention as hf_flash
-    import transformers.masking_utils as masks
+def install(*, flash: bool) -> None:
+    """Puts these in place of torch's and transformers' functions; ``flash``: the card has its kernels."""
+    global HAS_FLASH
+    HAS_FLASH = flash
+    import transformers.integrations.flash_attention
+    import transformers.masking_utils
 
-    torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
-    hf_flash._flash_attention_forward = flash_attention_2
+    masks: Any = transformers.masking_utils
+
+    functional: Any = torch.nn.functional
+    functional.scaled_dot_product_attention = scaled_dot_product_attention
+    vars(transformers.integrations.flash_attention)["_flash_attention_forward"] = flash_attention_2
     masks.is_tracing = lambda *_: False  # fakes look traced, and get a mask that a card skips
     masks._ignore_causal_mask_sdpa = _ignores_mask
     masks.find_packed_sequence_indices = lambda *_: None  # it reads position ids; those here are never packed
