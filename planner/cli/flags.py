@@ -151,6 +151,7 @@ ESTIMATE_FLAGS: tuple[Flag, ...] = (
 )
 
 RUN_FLAGS: tuple[Flag, ...] = (
+    Flag(name="demo", value=None, panel=JOB, help="train a tiny model on shipped samples on the CPU, to see it work"),
     Flag(
         name="python", value="PATH", panel=RUNNING, help="the Python that has the engine (default: this one, then PATH)"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from planner.run.records import ACTIVE, GpuUse, RunState
@@ -109,10 +110,12 @@ def _loss(state: RunState) -> Text:
 
 
 def sparkline(values: tuple[float, ...], cells: int = SPARK_CELLS) -> str:
-    """The newest values as a line of blocks; equal values lie low."""
-    shown = values[-cells:]
-    if not shown:
+    """The values as a line of blocks, each the mean of as many where there are more; equal values lie low."""
+    if not values:
         return ""
+    count = min(cells, len(values))
+    edges = [len(values) * cell // count for cell in range(count + 1)]
+    shown = [sum(values[start:end]) / (end - start) for start, end in pairwise(edges)]
     least, most = min(shown), max(shown)
     span = (most - least) or 1.0
     return "".join(SPARKS[min(len(SPARKS) - 1, int((value - least) / span * len(SPARKS)))] for value in shown)
@@ -125,7 +128,7 @@ def _speed(state: RunState) -> Text:
     words = [] if now.tokens_per_s is None else [f"{now.tokens_per_s:,.0f} tokens/s"]
     words += [] if now.seconds_per_step is None else [f"{now.seconds_per_step:.3g} s a step"]
     predicted = ""
-    if said.tokens_per_s is not None:
+    if said.tokens_per_s is not None and not state.on_cpu:
         low, high = said.low_tokens_per_s or 0, said.high_tokens_per_s or 0
         predicted = f"   predicted {said.tokens_per_s:,.0f} ({low:,.0f} to {high:,.0f})"
     return Text.assemble(", ".join(words) or ("not known yet", "dim"), (predicted, "dim"))
@@ -171,6 +174,8 @@ def _no_gpu(state: RunState) -> Text:
     from rich.text import Text
 
     said = state.prediction
+    if state.on_cpu:
+        return Text("not used: this run is on the CPU", style="dim")
     allocated = state.progress.allocated_bytes
     used = f"; torch says that it allocated {show_gib(allocated)}" if allocated else ""
     return Text(f"none is seen here{used}; predicted {show_gib(said.device_bytes)} a GPU", style="dim")

@@ -73,6 +73,11 @@ class Job:
         return settings_of(with_settings(self.texts[name], name, self.overrides), name)
 
     @property
+    def on_cpu(self) -> bool:
+        """True where the trainer is told to leave the GPUs alone: predictions for a GPU then say nothing."""
+        return self.settings.get("use_cpu", self.settings.get("arguments.use_cpu")) is True
+
+    @property
     def output(self) -> Path:
         """Where checkpoints go."""
         stated = self.settings.get("output_dir") or self.settings.get("arguments.output_dir") or "output"
@@ -84,7 +89,9 @@ class Job:
         return of.micro_batch_size * of.gradient_accumulation_steps * self.ranks
 
     def devices(self, environment: Mapping[str, str]) -> tuple[str, ...]:
-        """The GPUs that the engine will see."""
+        """The GPUs that the engine will use; none on the CPU."""
+        if self.on_cpu:
+            return ()
         chosen = environment.get("CUDA_VISIBLE_DEVICES")
         return self.context.devices if chosen is None else tuple(part.strip() for part in chosen.split(",") if part)
 

@@ -50,6 +50,8 @@ def remember_observation(state: RunState, job: Job, setup: TrainingSetup, report
 
     Only what was measured on the machine that the plan was priced for says something about the prediction.
     """
+    if state.on_cpu:
+        return None  # and the report says that nothing was predicted for it
     measured = report["measured"]
     told = {name: measured.get(name) for name in ("allocated_bytes", "reserved_bytes", "device_bytes")}
     if not any(told.values()):

@@ -18,6 +18,7 @@ ROWS = (
     ("tokens_per_s", "tokens a second"),
 )
 UNKNOWN = "not measured"
+FOR_A_GPU = "not for a CPU"
 
 
 def rows_of(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -26,7 +27,8 @@ def rows_of(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for meter, words in ROWS:
         predicted, measured = report["predicted"].get(meter), report["measured"].get(meter)
         error = report["error"].get(meter)
-        found.append((words, _shown(meter, predicted, "not known"), _shown(meter, measured, UNKNOWN), _percent(error)))
+        promised = FOR_A_GPU if report.get("on_cpu") else _shown(meter, predicted, "not known")
+        found.append((words, promised, _shown(meter, measured, UNKNOWN), _percent(error)))
     return found + _phases(report)
 
 

@@ -134,7 +134,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """The whole of a run at one moment."""
+    """The whole of a run at one moment. ``on_cpu``: nothing that was predicted for a GPU is comparable."""
 
     id: str
     folder: str
@@ -143,6 +143,7 @@ class RunState:
     status: Status
     started_at: float
     prediction: Prediction
+    on_cpu: bool = False
     fingerprint: str = ""
     supervisor: ProcessMark | None = None
     processes: tuple[ProcessMark, ...] = ()

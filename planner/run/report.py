@@ -62,9 +62,12 @@ def report_of(state: RunState, setup: Mapping[str, Any], points: Sequence[Point]
         "loss": state.progress.loss,
         "checkpoint": state.checkpoint,
         "setup": dict(setup),
+        "on_cpu": state.on_cpu,
         "predicted": predicted,
         "measured": measured,
-        "error": {meter: _error(measured.get(meter), predicted.get(meter)) for meter in METERS},
+        "error": {
+            meter: None if state.on_cpu else _error(measured.get(meter), predicted.get(meter)) for meter in METERS
+        },
         "healed": list(state.healed),
         "attempts": [asdict(attempt) for attempt in state.attempts],
         "warnings": list(state.warnings),

@@ -68,6 +68,7 @@ class Supervisor:
             started_at=time.time(),
             supervisor=mark_of(os.getpid()),
             prediction=prediction_of(job),
+            on_cpu=job.on_cpu,
             fingerprint=fingerprint(job),
             warnings=job.warnings,
         )
@@ -316,9 +317,10 @@ class Supervisor:
 
 
 def title_of(job: Job) -> str:
-    """``sft of Qwen2.5-7B by lora on 3x20GB``."""
+    """``sft of Qwen2.5-7B by lora on 3x20GB``; a model of one's own by the name of its folder."""
     where = job.plan.request.gpus or f"{job.plan.machine.world_size} x {job.plan.machine.smallest.name}"
-    return f"{job.setup.stage} of {job.plan.model.id} by {job.setup.method} on {where}"
+    model = job.plan.model.id.rstrip("/").rpartition("/")[2]
+    return f"{job.setup.stage} of {model} by {job.setup.method} on {'the CPU' if job.on_cpu else where}"
 
 
 def prediction_of(job: Job) -> Prediction:

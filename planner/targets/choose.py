@@ -31,6 +31,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "trl": ("trl",),
     "embedded": BASIC,
 }
+# Stages that an engine has and no files are written for.
+UNPRICED = {("trl", "grpo"): "the memory of its generation is not priced"}
 _ASK = (
     "import importlib.metadata as m, json, sys\n"
     "found = {}\n"
@@ -84,7 +86,7 @@ def choose_engine(installed: Mapping[str, str], setup: TrainingSetup, stage: str
     lacks = {engine: _lack(engine, installed, setup, stage) for engine in NEEDS}
     able = [engine for engine, lack in lacks.items() if lack is None]
     if not able:
-        said = "; ".join(f"{_name(engine)} {lack}" for engine, lack in lacks.items())
+        said = "; ".join(f"{engine_name(engine)} {lack}" for engine, lack in lacks.items())
         raise UnsupportedError(f"no engine that is installed runs stage {stage} by {setup.method}: {said}")
     value = able[0]
     return Choice(value=value, because=_because(value, lacks, stage) + _beyond(gpus))
@@ -100,7 +102,9 @@ def _lack(engine: str, installed: Mapping[str, str], setup: TrainingSetup, stage
     ):
         if value not in known:
             return f"has no {kind} {value}"
-    missing = [name for name in (*NEEDS[engine], *_beside(setup)) if name not in installed]
+    if (engine, stage) in UNPRICED:
+        return f"gets no files for stage {stage}, because {UNPRICED[engine, stage]}"
+    missing = [name for name in (*NEEDS[engine], *packages_beside(setup)) if name not in installed]
     if missing:
         return f"lacks {', '.join(missing)}"
     return _too_old(installed["trl"]) if engine == "trl" else None
@@ -113,7 +117,7 @@ def _too_old(text: str) -> str | None:
     return f"is {text}, and its files are written for {LEAST_TRL[0]}.{LEAST_TRL[1]} or newer"
 
 
-def _beside(setup: TrainingSetup) -> tuple[str, ...]:
+def packages_beside(setup: TrainingSetup) -> tuple[str, ...]:
     """Packages that the setup needs whatever the engine."""
     needs_bnb = setup.quantization_bit is not None and setup.quantization_method == "bnb"
     needed = {
@@ -134,7 +138,7 @@ _MERITS = {
 
 def _because(value: str, lacks: Mapping[str, str | None], stage: str) -> str:
     """The merit of the choice, and what the engines before it lack."""
-    passed = [f"{_name(engine)} {lack}" for engine, lack in lacks.items() if lack is not None]
+    passed = [f"{engine_name(engine)} {lack}" for engine, lack in lacks.items() if lack is not None]
     before = passed[: list(lacks).index(value)]
     return _MERITS[value] + (f" ({'; '.join(before)})" if before else "")
 
@@ -148,5 +152,7 @@ def _beyond(gpus: int) -> str:
     )
 
 
-def _name(engine: str) -> str:
-    return str(engine_rows()[engine]["name"])
+def engine_name(engine: str) -> str:
+    """The engine's name in sentences."""
+    row = engine_rows().get(engine)
+    return engine if row is None else str(row["name"])

@@ -58,7 +58,8 @@ def settle(setup: TrainingSetup, context: EmitContext) -> TrainingSetup:
 
 def _stage(setup: TrainingSetup, context: EmitContext) -> Values:
     if setup.stage == "grpo":
-        raise _refuse("stage grpo from a plan", "the memory of its generation is not priced, so no file is written")
+        why = "the memory of its generation is not priced, so no files are written; trl grpo has to be started by hand"
+        raise _refuse("stage grpo from a plan", why)
     if setup.stage not in COMMANDS:
         raise _refuse(f"stage {setup.stage}", f"its command has {', '.join(COMMANDS)}; LLaMA-Factory has the others")
     for field in ("ref_model", "reward_model"):

@@ -1,39 +1,35 @@
 """EDGE: a folder that trains anywhere: a tiny random model, its tokenizer and the shipped samples, without a hub.
 
-The folder is a plan's: the embedded engine, its files and its ``plan.json``, for one notional GPU. Needs the extra
-``train`` (torch, transformers, accelerate); they are imported here and nowhere on the way here.
+The folder is a plan's: the embedded engine, its files and its ``plan.json``, for one notional GPU. The model is made
+by the Python that will train it, which needs the extra ``train`` (torch, transformers, accelerate) and nothing of ours.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from planner.emit.dataset import demo_source
 from planner.emit.folder import plan_files
 from planner.emit.write import write_folder
-from planner.errors import InputError
+from planner.errors import EXIT_PREFLIGHT, InputError, PlannerError
 from planner.hardware.parse import parse_machine
 from planner.model.catalogue import resolve
 from planner.plan.make import make_plan
 from planner.plan.plan import Plan, Request
+from planner.targets.choose import BASIC, installed
 
-NEEDS = ("torch", "transformers", "accelerate", "tokenizers")
+SCRIPT = Path(__file__).with_name("demo_model.py")
+MAKING_S = 300.0
 GPUS = "1x4GB"
-SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-MODEL = {
-    "hidden_size": 96,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-}
+MODEL_FOLDER = "tiny-llama"
 # About twenty passes over 60 samples: the loss falls visibly, with a checkpoint every few steps.
 ARGUMENTS: dict[str, Any] = {
     "use_cpu": True,
@@ -54,20 +50,67 @@ _PINNED = {
 }
 
 
-def write_demo(folder: str | Path) -> Path:
-    """Write the demo into an empty or absent ``folder`` and give its path; the model lies in ``folder/model``.
+class CannotTrainError(PlannerError):
+    """The Python that is to train lacks what training needs."""
 
-    Raises InputError where the folder has something in it, or where a package of the extra ``train`` is missing.
+    exit_code = EXIT_PREFLIGHT
+
+
+def write_demo(folder: str | Path, python: str | Path = sys.executable) -> Path:
+    """Write the demo into an empty or absent ``folder`` and give its path; ``python`` makes the model and trains it.
+
+    Raises InputError where the folder has something in it, CannotTrainError where that Python lacks a package.
     """
     place = Path(folder).expanduser().resolve()
-    missing = [name for name in NEEDS if find_spec(name) is None]
-    if missing:
-        raise InputError(f"the demo needs {', '.join(missing)}: pip install 'vramplan[train]'")
+    refuse_without_packages(python)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"the demo needs an empty folder, and {str(place)!r} is not one")
-    make_model(place / "model")
-    texts = plan_files(demo_plan(place / "model"))
-    return write_folder(for_cpu(texts), place, force=True).folder
+    was_there = place.exists()
+    try:
+        _make_model(place / MODEL_FOLDER, python)
+        return write_folder(for_cpu(plan_files(demo_plan(place / MODEL_FOLDER))), place, force=True).folder
+    except BaseException:
+        shutil.rmtree(place / MODEL_FOLDER, ignore_errors=True)
+        if not was_there:
+            with suppress(OSError):
+                place.rmdir()
+        raise
+
+
+def next_place(plans: Path) -> Path:
+    """``demo-1`` in the folder of plans, or the first number that is free."""
+    number = 1
+    while (plans / f"demo-{number}").exists():
+        number += 1
+    return plans / f"demo-{number}"
+
+
+def refuse_without_packages(python: str | Path) -> None:
+    """Raises CannotTrainError with the command that installs what is missing."""
+    found = installed(python)
+    missing = [name for name in BASIC if name not in found]
+    if missing:
+        raise CannotTrainError(
+            f"the demo trains with {', '.join(BASIC)}, and {python} lacks {', '.join(missing)}",
+            hint=f"{python} -m pip install torch transformers accelerate peft; or name a Python that has them with "
+            "--python",
+        )
+
+
+def _make_model(folder: Path, python: str | Path) -> None:
+    """Raises CannotTrainError with the last line of a script that failed."""
+    rows = next(iter(demo_source("sft").texts.values()))
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    words = [str(python), str(SCRIPT), str(folder)]
+    try:
+        done = subprocess.run(  # noqa: S603 - the interpreter that was named, and our own script
+            words, input=rows, env=environment, capture_output=True, text=True, timeout=MAKING_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise CannotTrainError(f"{python} cannot make the demo's model ({type(problem).__name__})") from None
+    if done.returncode:
+        last = done.stderr.strip().splitlines()
+        raise CannotTrainError(f"{python} cannot make the demo's model: {last[-1] if last else done.returncode}")
 
 
 def demo_plan(model: Path) -> Plan:
@@ -81,34 +124,3 @@ def for_cpu(texts: Mapping[str, str]) -> dict[str, str]:
     settings = json.loads(texts["train.json"])
     settings["arguments"] |= ARGUMENTS
     return {**texts, "train.json": json.dumps(settings, indent=2) + "\n"}
-
-
-def make_model(folder: Path) -> None:
-    """A Llama of about 700,000 parameters with random weights, and a byte-level tokenizer of the shipped samples."""
-    torch: Any = import_module("torch")
-    transformers: Any = import_module("transformers")
-    tokenizer = _tokenizer()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
-    fast.save_pretrained(folder)
-    config = transformers.LlamaConfig(vocab_size=tokenizer.get_vocab_size(), **MODEL)
-    config.bos_token_id, config.eos_token_id, config.pad_token_id = range(3)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformers.LlamaForCausalLM(config).save_pretrained(folder)
-
-
-def _tokenizer() -> Any:
-    tokenizers: Any = import_module("tokenizers")
-    byte_level = tokenizers.pre_tokenizers.ByteLevel
-    rows = json.loads(next(iter(demo_source("sft").texts.values())))
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=768,
-        show_progress=False,
-        special_tokens=list(SPECIAL.values()),
-        initial_alphabet=byte_level.alphabet(),
-    )
-    tokenizer.train_from_iterator((text for row in rows for text in row.values()), trainer)
-    return tokenizer

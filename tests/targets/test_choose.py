@@ -22,7 +22,6 @@ SETUP = TrainingSetup(model="7B")
         (LF, "sft", "llamafactory", "quick fine-tuning"),
         (TRL, "sft", "trl", "LLaMA-Factory lacks llamafactory"),
         (BASIC, "sft", "embedded", "lies in the folder itself"),
-        (TRL, "grpo", "trl", "LLaMA-Factory has no stage grpo"),
         (TRL, "dpo", "trl", "has this stage"),
     ],
 )
@@ -47,6 +46,12 @@ def test_what_the_setup_needs_beside_the_engine_counts() -> None:
 def test_nothing_that_is_installed_is_one_sentence() -> None:
     with pytest.raises(UnsupportedError, match="no engine that is installed runs stage ppo by lora"):
         choose_engine(TRL, SETUP, "ppo", 1)
+
+
+def test_grpo_is_refused_by_everyone_for_the_same_reason() -> None:
+    """The choice, TRL's files and LLaMA-Factory's rule send nobody to an engine that refuses it again."""
+    with pytest.raises(UnsupportedError, match="LLaMA-Factory has no stage grpo; TRL gets no files .*is not priced"):
+        choose_engine(TRL, SETUP, "grpo", 1)
 
 
 def test_many_gpus_name_megatron_and_emit_nothing_for_it() -> None:

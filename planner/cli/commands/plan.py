@@ -18,7 +18,10 @@ from planner.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from planner.emit.write import Written
+    from planner.hardware.machine import Machine
     from planner.model.spec import ModelSpec
     from planner.plan.plan import Plan, Request
 
@@ -43,8 +46,11 @@ def _plan(ctx: typer.Context, **values: Any) -> int:
     return _answer(plan_from(values), values)
 
 
-def plan_from(values: dict[str, Any]) -> Plan:
-    """The plan that the flags ask for; --data is read for its lengths. Raises InputError."""
+def plan_from(values: dict[str, Any], *, settled: Callable[[Request, Machine], Request] | None = None) -> Plan:
+    """The plan that the flags ask for; --data is read for its lengths. Raises InputError.
+
+    ``settled`` may change the request once the machine is known.
+    """
     from planner.api import make
     from planner.hardware.load import load_machine
     from planner.model.catalogue import resolve
@@ -52,6 +58,7 @@ def plan_from(values: dict[str, Any]) -> Plan:
     request = request_from(values)
     spec = resolve(request.model)
     machine = load_machine(gpus=values["gpus"], ram=values["ram"], machine_file=values["machine"])
+    request = settled(request, machine) if settled else request
     refuse_misfits(request, spec)
     if request.data is None:
         return make(request, spec, machine)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.cli.flags import PLAN_FLAGS, RUN_FLAGS, comma_list, every, given, with_flags
+from planner.cli.flags import PLAN_FLAGS, RUN_FLAGS, comma_list, every, with_flags
 from planner.errors import (
     EXIT_DOES_NOT_FIT,
     EXIT_FITS,
     EXIT_PREFLIGHT,
     EXIT_UNCERTAIN,
     InputError,
-    NothingFitsError,
     PlannerError,
     shown,
 )
 
 if TYPE_CHECKING:
+    from planner.cli.run_source import Source
     from planner.run.attempt import Options
     from planner.run.job import Job
     from planner.run.records import Check, RunState
     from planner.run.state import RunFolder
     from planner.training import TrainingSetup
-
-_OF_A_FOLDER = ("allow", "machine", "json")
 
 
 def _run(
@@ -40,7 +37,8 @@ def _run(
     """Run a plan to its end, or say exactly why not: preflight, the longest batch first, watch, heal, report.
 
     PLAN is a folder that `plan` wrote; files in it that were changed by hand are read back, priced and said first.
-    Without it the flags are those of `plan`, which plans and runs at once.
+    Without it the flags are those of `plan`, which plans and runs at once, through the engine that is installed.
+    --demo trains a tiny model on samples that ship with the planner, on the CPU, in less than a minute.
 
     When memory runs out the planner takes the next rung that keeps what is learnt (--allow names others), and resumes
     from the last checkpoint. Ctrl-C stops everything that was started and names the checkpoint.
@@ -49,14 +47,18 @@ def _run(
     130 interrupted.
     """
     values = every(values, (*PLAN_FLAGS, *RUN_FLAGS))
-    options = _options(values)
-    folder = _taken(plan, values) if plan is not None else _planned(values)
+    _options(values)  # what is wrong is said before anything is written
     import time
 
+    from planner.cli.io import say
+    from planner.cli.run_source import source_of
     from planner.run.state import only_run
 
-    with only_run(folder, time.strftime("since %H:%M on %Y-%m-%d")):
-        return _run_folder(folder, values, options)
+    source = source_of(plan, values)
+    say(f"engine:  {source.engine}")
+    values["python"] = source.python or values["python"]
+    with only_run(source.folder, time.strftime("since %H:%M on %Y-%m-%d")):
+        return _run_folder(source, values, _options(values))
 
 
 run_command = with_flags(_run, (*RUN_FLAGS, *(flag for flag in PLAN_FLAGS if flag.name != "version")), hide_rare=True)
@@ -96,48 +98,22 @@ def _number(text: str | None, place: str, default: float, *, whole: bool = False
     return number
 
 
-def _taken(plan: str, values: dict[str, Any]) -> Path:
-    """The named folder; flags that would plan something else are refused."""
-    from planner.run.read_plan import folder_of
-
-    stated = [name for name in given(values, PLAN_FLAGS) if name not in _OF_A_FOLDER]
-    if stated:
-        flag = "--" + stated[0].replace("_", "-")
-        raise InputError(f"{flag} plans anew, and {plan!r} is a plan already: give one of them")
-    return folder_of(plan)
-
-
-def _planned(values: dict[str, Any]) -> Path:
-    """Plan as `plan` does and write the folder. Raises NothingFitsError, InputError."""
-    from planner.cli.commands.plan import plan_from, written_folder
-    from planner.cli.io import say
-
-    made = plan_from(values)
-    if made.chosen is None:
-        raise NothingFitsError(
-            "nothing that is allowed fits, so there is nothing to run", hint=next(iter(made.remedies), None)
-        )
-    written = written_folder(made, values)
-    say(f"planned: {made.reasons[0] if made.reasons else made.chosen.setup.method}")
-    say(f"folder:  {written.folder}")
-    return written.folder.resolve()
-
-
-def _run_folder(folder: Path, values: dict[str, Any], options: Options) -> int:
+def _run_folder(source: Source, values: dict[str, Any], options: Options) -> int:
     """Everything that happens while the plan's folder is this process's own."""
     import os
 
     from planner.cli.io import say
+    from planner.cli.run_source import saved_machine
     from planner.run.job import load_job
     from planner.run.overrides import parse_settings
     from planner.run.recover import recover_all
     from planner.search.rungs import load_ladder
 
     load_ladder().require_known(options.consent, place="--allow: rung")
-    for sentence in recover_all(folder):
+    for sentence in recover_all(source.folder):
         say(f"warning: {sentence}")
-    job = load_job(folder, parse_settings(tuple(values["set"] or ())), machine=_machine(values))
-    for sentence in (*job.edits, *job.warnings):
+    job = load_job(source.folder, parse_settings(tuple(values["set"] or ())), machine=saved_machine(values))
+    for sentence in (*(() if values["demo"] else job.edits), *job.warnings):  # the demo's pace is its own
         say(f"note: {sentence}")
     refused = _judge(job, anyway=bool(values["anyway"]), rehearses=not options.skip_worst_case)
     if refused is not None:
@@ -147,13 +123,9 @@ def _run_folder(folder: Path, values: dict[str, Any], options: Options) -> int:
     if values["preflight_only"] or (failed and not values["anyway"]):
         return _tell_checks(checks, values)
     _say_checks(checks)
-    return _start(job, options, values, dict(os.environ))
-
-
-def _machine(values: dict[str, Any]) -> Any:
-    from planner.hardware.load import load_machine
-
-    return load_machine(gpus=None, ram=None, machine_file=values["machine"]) if values["machine"] else None
+    # A model as small as the demo's is trained faster by one thread than by several that wait for each other.
+    own = {"OMP_NUM_THREADS": "1"} if values["demo"] else {}
+    return _start(job, source, options, values, own | dict(os.environ))
 
 
 class UncertainError(PlannerError):
@@ -174,6 +146,9 @@ def _judge(job: Job, *, anyway: bool, rehearses: bool) -> PlannerError | None:
     from planner.units import show_gib
 
     estimate = job.estimate
+    if job.on_cpu:
+        say("priced: for a GPU; this run is on the CPU, where its memory is the host's")
+        return None
     capacity = estimate.capacity_bytes or 0
     need = f"{show_gib(estimate.required_bytes)} of {show_gib(capacity)} a GPU are required"
     if estimate.verdict == "does_not_fit" and not anyway:
@@ -223,11 +198,12 @@ def _say_checks(checks: list[Check]) -> None:
             say(f"warning: {check.name}: {check.sentence}" + (f"; {check.remedy}" if check.remedy else ""))
 
 
-def _start(job: Job, options: Options, values: dict[str, Any], environment: dict[str, str]) -> int:
+def _start(job: Job, source: Source, options: Options, values: dict[str, Any], environment: dict[str, str]) -> int:
     from planner.cli.io import say
     from planner.run.state import new_run, remember
 
     folder = new_run(job.folder)
+    folder.event("engine", engine=job.engine, because=source.engine)
     warning = remember(folder)
     if warning:
         say(f"warning: {warning}")
@@ -237,7 +213,10 @@ def _start(job: Job, options: Options, values: dict[str, Any], environment: dict
 
     with showing(quiet=bool(values["json"])) as show:
         ended = _supervise(job, folder, options, environment, show)
-    return _finish(job, folder, *ended, values)
+    code = _finish(job, folder, *ended, values)
+    if values["demo"] and code == EXIT_FITS:
+        say("that was the demo; on GPUs of yours: plan run --model 7B --data my.json")
+    return code
 
 
 def _supervise(
