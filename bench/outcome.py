@@ -1,40 +1,34 @@
-"""How a run ended: out of memory, with the figures of the allocator's message, or an error of another kind.
-
-The sentence is that of c10/cuda/CUDACachingAllocator.cpp; its parts come and go with versions and settings, so each
-figure is looked for by itself, and one that is not there is None.
-"""
+"""How a run ended: out of memory, with the figures of the allocator's message, or an error of another kind."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-# Words of CUDA, cuBLAS and cuDNN for memory that is gone, where they do not come as torch.OutOfMemoryError.
-OTHER_WORDS = ("CUDA out of memory", "CUDA error: out of memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation")
-_SIZE = r"([\d.]+) (bytes|KiB|MiB|GiB)"
+from planner.run.oom import find_oom
+
+# A row's name of a figure -> the planner's.
 _FIGURES = {
-    "tried_bytes": rf"Tried to allocate {_SIZE}",
-    "total_bytes": rf"total capacity of {_SIZE}",
-    "free_bytes": rf"of which {_SIZE} is free",
-    "in_use_bytes": rf"process has {_SIZE} memory in use",
-    "allowed_bytes": rf"{_SIZE} allowed",
-    "allocated_bytes": rf"allocated memory {_SIZE} is allocated by PyTorch",
-    "unallocated_bytes": rf"{_SIZE} is reserved by PyTorch but unallocated",
+    "tried_bytes": "requested_bytes",
+    "total_bytes": "total_bytes",
+    "free_bytes": "free_bytes",
+    "in_use_bytes": "own_bytes",
+    "allowed_bytes": "allowed_bytes",
+    "allocated_bytes": "allocated_bytes",
+    "unallocated_bytes": "unallocated_bytes",
 }
-_SCALE = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for torch.OutOfMemoryError and for a RuntimeError that says the same of the card."""
     if type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OTHER_WORDS)
+    return isinstance(error, RuntimeError) and find_oom(str(error).splitlines()) is not None
 
 
 def figures(message: str) -> dict[str, int | None]:
     """Bytes by what they are, as far as the message states them (rounded there to two digits)."""
-    found = {name: re.search(pattern, message) for name, pattern in _FIGURES.items()}
-    return {name: None if one is None else round(float(one[1]) * _SCALE[one[2]]) for name, one in found.items()}
+    found = find_oom(message.splitlines())
+    return {name: getattr(found, ours, None) for name, ours in _FIGURES.items()}
 
 
 def ending(error: BaseException, phase: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where local history lies, and whether it is wanted (an edge: environment and file system, nothing opened).
+"""Where this user's files lie, and whether history is wanted (an edge: environment and file system, nothing opened).
 
 ``VRAMPLAN_HISTORY=off`` leaves history out: nothing is read, nothing is remembered. ``VRAMPLAN_HOME`` names the folder.
 """
@@ -8,26 +8,30 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 from planner.training import FLAGS
 
 FILE = "history.sqlite"
+_XDG = {"data": ("XDG_DATA_HOME", ".local/share"), "state": ("XDG_STATE_HOME", ".local/state")}
 
 
-def home() -> Path:
-    """The folder of this user's data: VRAMPLAN_HOME, else the platform's place for such files.
+def home(kind: Literal["data", "state"] = "data") -> Path:
+    """The folder of this user's data (history), or state (the index of runs): VRAMPLAN_HOME, else the platform's place.
 
-    Source: XDG Base Directory specification (XDG_DATA_HOME); Apple's and Microsoft's folders for application data.
+    Raises RuntimeError for a user without a home. Source: XDG Base Directory specification; Apple's and Microsoft's
+    folders for application data.
     """
     named = os.environ.get("VRAMPLAN_HOME")
     if named:
-        return Path(named)
+        return Path(named).expanduser()
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "vramplan"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "vramplan"
-    data = os.environ.get("XDG_DATA_HOME") or ""  # a relative path there is to be ignored
-    return (Path(data) if Path(data).is_absolute() else Path.home() / ".local" / "share") / "vramplan"
+    variable, default = _XDG[kind]
+    stated = Path(os.environ.get(variable) or "")  # a relative path there is to be ignored
+    return (stated if stated.is_absolute() else Path.home() / default) / "vramplan"
 
 
 def store_path() -> Path:

@@ -16,7 +16,7 @@ from planner.run.launch import CannotStartError
 from planner.run.overrides import Changed, changed_between, target_of
 from planner.run.processes import TERM_GRACE_S
 from planner.run.state import RunFolder
-from planner.run.worst import rehearsal
+from planner.run.worst import can_rehearse, rehearsal
 from planner.targets import Target
 from planner.training import TrainingSetup
 
@@ -62,7 +62,7 @@ class Preparation:
         several = self.job.plan.machine.nodes > 1  # the other machines may not see the same checkpoints
         if self.options.skip_worst_case or several or last_whole(self.job.output) is not None:
             return False
-        return rehearsal(self.job.setup, self.texts(), ranks=self.job.ranks) is not None
+        return can_rehearse(self.job.setup)
 
     def files_for(self, setup: TrainingSetup) -> Changed:
         """What says another setup to the engine, on top of the plan's own files."""
@@ -88,7 +88,9 @@ class Preparation:
         """The same files in a scratch folder of the run's, on made-up samples of full length."""
         found = rehearsal(way.setup, self.texts() | way.files, ranks=self.job.ranks)
         if found is None:
-            raise CannotStartError(f"no rehearsal is known for engine {self.job.engine}: say --skip-worst-case")
+            raise CannotStartError(
+                f"no rehearsal is known for engine {self.job.engine} in stage {way.setup.stage}: say --skip-worst-case"
+            )
         scratch = self.folder / "longest-batch"
         shutil.rmtree(scratch, ignore_errors=True)
         for name, text in found.files.items():

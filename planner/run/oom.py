@@ -16,8 +16,8 @@ from planner.units import GIB, MIB
 _AMOUNT = r"([\d.]+) (bytes|KiB|MiB|GiB|TiB)"
 _SCALE = {"bytes": 1, "KiB": 1 << 10, "MiB": MIB, "GiB": GIB, "TiB": 1 << 40}
 _OOM = re.compile(
-    r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|HIP out of memory|NPU out of memory"
-    r"|Cuda failure (?:2 )?'out of memory'|torch\.(?:cuda\.)?OutOfMemoryError"
+    r"CUDA out of memory|CUDA error: out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED|cudaErrorMemoryAllocation"
+    r"|HIP out of memory|NPU out of memory|Cuda failure (?:2 )?'out of memory'|torch\.(?:cuda\.)?OutOfMemoryError"
 )
 _RANK = re.compile(r"\[(?:default\d+:)?rank(\d+)\]")
 _FIELDS = {
@@ -25,6 +25,7 @@ _FIELDS = {
     "total_bytes": (rf"total capac(?:i)?ty of {_AMOUNT}", rf"{_AMOUNT} total capacity"),
     "free_bytes": (rf"of which {_AMOUNT} is free", rf"already allocated; {_AMOUNT} free"),
     "own_bytes": (rf"this process has {_AMOUNT} memory in use",),
+    "allowed_bytes": (rf"{_AMOUNT} allowed",),
     "allocated_bytes": (rf"{_AMOUNT} is allocated by PyTorch", rf"{_AMOUNT} already allocated"),
     "unallocated_bytes": (rf"{_AMOUNT} is reserved by PyTorch but unallocated",),
 }
@@ -48,7 +49,8 @@ _PHASES = (
 class Oom:
     """One CUDA out-of-memory error in bytes. ``own_bytes`` is all that the process held, context included.
 
-    ``named_bytes`` is what the message says that other processes hold, by their numbers.
+    ``allowed_bytes`` is the share that set_per_process_memory_fraction left, ``named_bytes`` what the message says that
+    other processes hold, by their numbers.
     """
 
     rank: int | None
@@ -58,6 +60,7 @@ class Oom:
     total_bytes: int | None
     free_bytes: int | None
     own_bytes: int | None
+    allowed_bytes: int | None
     allocated_bytes: int | None
     unallocated_bytes: int | None
     named_bytes: int = 0
@@ -109,7 +112,7 @@ def _amount(text: str, forms: Sequence[str]) -> int | None:
     for form in forms:
         found = re.search(form, text)
         if found:
-            return int(float(found[1]) * _SCALE[found[2]])
+            return round(float(found[1]) * _SCALE[found[2]])
     return None
 
 

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planner.calibrate.place import home
 from planner.errors import InputError, nearest
 from planner.run.records import RunState
 
@@ -222,19 +223,10 @@ def _held(path: str, plan_folder: Path) -> InputError:
 # ---- the index
 
 
-def home_dir() -> Path:
-    """``$VRAMPLAN_HOME``, else ``vramplan`` in the XDG state folder."""
-    named = os.environ.get("VRAMPLAN_HOME")
-    if named:
-        return Path(named).expanduser()
-    state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state).expanduser() if state else Path.home() / ".local" / "state") / "vramplan"
-
-
 def remember(folder: RunFolder) -> str | None:
     """Enter a run into the index: a file for each, so that none can damage another. A warning where it fails."""
     try:
-        path = home_dir() / RUNS / f"{folder.id}.json"
+        path = home("state") / RUNS / f"{folder.id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"folder": str(folder.path.resolve())}) + "\n", encoding="utf-8")
     except (OSError, RuntimeError) as problem:  # also the home of nobody
@@ -247,7 +239,7 @@ def known_runs() -> list[Path]:
     """Folders of the runs in the index that are still there, the oldest first; damaged entries are passed by."""
     found: list[Path] = []
     try:
-        entries = sorted((home_dir() / RUNS).glob("*.json"))
+        entries = sorted((home("state") / RUNS).glob("*.json"))
     except (OSError, RuntimeError):
         return found
     for entry in entries:

@@ -31,11 +31,18 @@ class Rehearsal:
     setup: TrainingSetup
 
 
+def can_rehearse(setup: TrainingSetup) -> bool:
+    """False where no rehearsal is known: TRL's reward trainer drops samples that are longer than the length, and how
+    many tokens the made-up ones become is the tokenizer's to say (trl 1.16 trainer/reward_trainer.py).
+    """
+    return setup.engine in _SETTINGS and (setup.engine, setup.stage) != ("trl", "rm")
+
+
 def rehearsal(setup: TrainingSetup, texts: Mapping[str, str], *, ranks: int) -> Rehearsal | None:
-    """The rehearsal of a setup whose trainer reads ``texts``; None for an engine that none is known for."""
-    settings = _SETTINGS.get(setup.engine)
-    if settings is None:
+    """The rehearsal of a setup whose trainer reads ``texts``; None where none is known."""
+    if not can_rehearse(setup):
         return None
+    settings = _SETTINGS[setup.engine]
     accumulation = min(2, setup.gradient_accumulation_steps)
     count = STEPS * accumulation * setup.micro_batch_size * ranks
     files = dict(texts) | _data(setup, count, (setup.eval_micro_batch_size or 0) * ranks)

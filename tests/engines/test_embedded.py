@@ -108,18 +108,3 @@ def test_a_smaller_micro_batch_goes_on_with_the_same_samples(
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert losses(folder) == pytest.approx(whole, abs=2e-3)
     assert any("eval_loss" in line for line in log_of(folder))
-
-
-def test_the_demo_learns(newest: ScriptEngine, tmp_path: Path) -> None:
-    words = ("-c", "import sys; from planner.train.demo import write_demo; print(write_demo(sys.argv[1]))")
-    checkout = str(Path(__file__).parents[2])
-    folder = tmp_path / "a demo"
-    made = newest.run(str(newest.python), *words, str(folder), cwd=Path(checkout), PYTHONPATH=checkout)
-    assert made.returncode == 0, made.stderr[-3000:]
-    done = newest.run("bash", str(folder / "launch.sh"), "arguments.max_steps=60", cwd=tmp_path, seconds=240)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = losses(folder)
-    assert found[60] < found[1] - 1.5
-    assert sorted(path.name for path in (folder / "output").glob("checkpoint-*")) == ["checkpoint-40", "checkpoint-60"]
-    again = newest.run(str(newest.python), *words, str(folder), cwd=Path(checkout), PYTHONPATH=checkout)
-    assert "needs an empty folder" in again.stderr

@@ -1,4 +1,7 @@
-"""Emitted folders train for real: LLaMA-Factory on the CPU, a tiny model, two steps."""
+"""Emitted folders train for real: LLaMA-Factory on the CPU, a tiny model, two steps.
+
+Full fine-tuning and ZeRO run through `plan run`, in tests/run/test_real_engines.py.
+"""
 
 from __future__ import annotations
 
@@ -41,30 +44,16 @@ def train(engine: ScriptEngine, folder: Path, model: Path, *extra: str, **enviro
     "changes",
     [
         {"method": "lora", "eval_micro_batch_size": 2},
-        {"method": "full", "packing": True},
         {"stage": "pt", "method": "freeze", "freeze_trainable_layers": 1, "packing": True},
         {"stage": "dpo", "method": "lora"},
         {"stage": "kto", "method": "lora"},
     ],
-    ids=["sft-lora", "sft-full-packed", "pt-freeze", "dpo-lora", "kto-lora"],
+    ids=["sft-lora", "pt-freeze", "dpo-lora", "kto-lora"],
 )
 def test_one_process(engine: ScriptEngine, tiny_model: Path, tmp_path: Path, changes: dict) -> None:
     steps = train(engine, folder_for(tmp_path / "a folder with spaces", **changes), tiny_model)
     assert [step["current_steps"] for step in steps] == [1, 2]
     assert all(step["loss"] > 0 for step in steps)
-
-
-def test_torchrun_on_two_processes(engine: ScriptEngine, tiny_model: Path, tmp_path: Path) -> None:
-    folder = folder_for(tmp_path / "two ranks", gpus=2)
-    assert "FORCE_TORCHRUN=1" in (folder / "launch.sh").read_text()
-    steps = train(engine, folder, tiny_model)
-    assert [step["current_steps"] for step in steps] == [1, 2]
-
-
-def test_zero_2_on_two_processes(engine: ScriptEngine, tiny_model: Path, tmp_path: Path) -> None:
-    folder = folder_for(tmp_path / "zero", gpus=2, parallelism="zero2", method="full")
-    steps = train(engine, folder, tiny_model)
-    assert [step["current_steps"] for step in steps] == [1, 2]
 
 
 def test_the_other_launchers_start_the_same_files(engine: ScriptEngine, tiny_model: Path, tmp_path: Path) -> None:

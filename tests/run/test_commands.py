@@ -9,7 +9,7 @@ import pytest
 
 from planner.cli.app import run
 from planner.run.state import runs_of
-from tests.run.conftest import ONE, Desk
+from tests.run.conftest import ONE, TWO, Desk
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -24,6 +24,10 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (("run", "nowhere"), "'nowhere' is not the folder of a plan"),
         (("run",), "--model is missing"),
         (("run", "{plan}", "--gpus", "1x80GB"), "--gpus plans anew"),
+        (("run", "{plan}", "--engine", "tlr"), "--engine 'tlr' is not known; did you mean trl"),
+        (("run", "{plan}", "--out", "elsewhere"), "--out names a new folder"),
+        (("run", "{plan}", "--demo"), "--demo brings its own plan"),
+        (("run", "--demo", "--model", "7B"), "--demo brings its own plan: leave --model out"),
         (("run", "{plan}", "--stall-minutes", "soon"), "--stall-minutes 'soon' is not a number"),
         (("run", "{plan}", "--retries", "-1"), "--retries '-1' is not a number"),
         (("run", "{plan}", "--allow", "qlora"), "--allow: rung 'qlora' is not known; did you mean lora or qlora-nf4"),
@@ -73,6 +77,45 @@ def test_flags_plan_and_run_at_once(desk: Desk, capsys: pytest.CaptureFixture[st
     assert run([*words, "--out", str(tmp_path / "fresh")]) == 0
     assert len(runs_of(tmp_path / "fresh")) == 1
     assert run(["run", *ONE[:-2], "--gpus", "1x1GB"]) == 1
+
+
+def test_the_engine_is_the_one_that_is_installed(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """TRL is there, DeepSpeed and Liger are not: planned for TRL, without them, and both are said and recorded."""
+    there = {"torch": "2.13", "transformers": "5.23", "accelerate": "1.15", "peft": "0.21", "trl": "1.16"}
+    monkeypatch.setattr("planner.run.engine.installed", lambda python: there)
+    words = ["run", *TWO, "--python", str(desk.python), "--preflight-only", "--out", str(tmp_path / "fresh")]
+    run(words)
+    said = "TRL: it is installed and has this stage (LLaMA-Factory lacks llamafactory); not installed there, and "
+    assert f"engine:  {said}planned without: bitsandbytes, deepspeed, liger-kernel" in capsys.readouterr().err
+    plan = json.loads((tmp_path / "fresh" / "plan.json").read_text())
+    assert (plan["request"]["engine"], plan["chosen"]["setup"]["liger_kernel"]) == ("trl", False)
+    assert f"engine {said}planned without" in plan["reasons"][-1]
+
+
+def test_the_same_plan_through_another_engine(desk: Desk, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = desk.plan()
+    before = sorted(path.name for path in folder.iterdir())
+    run(["run", str(folder), "--engine", "embedded", "--preflight-only"])
+    assert "the embedded transformers and accelerate trainer: asked for with --engine" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == before
+    ours, theirs = (json.loads((each / "plan.json").read_text()) for each in (tmp_path / "plan-embedded", folder))
+    assert (ours["chosen"]["setup"]["engine"], ours["chosen"]["setup"]["method"]) == ("embedded", "lora")
+    assert ours["chosen"]["estimate"] != theirs["chosen"]["estimate"]
+    assert (tmp_path / "plan-embedded" / "train.json").exists()
+
+
+def test_the_demo_says_what_its_python_lacks(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for module in ("planner.targets.choose", "planner.train.demo"):
+        monkeypatch.setattr(f"{module}.installed", lambda python: {"transformers": "5.23"})
+    code, err = told(capsys, "run", "--demo", "--python", str(desk.python))
+    assert code == 6
+    assert f"{desk.python} lacks torch, accelerate" in err
+    assert f"{desk.python} -m pip install torch transformers accelerate peft" in err
+    assert not (tmp_path / "plans").exists()
 
 
 def test_preflight_alone_starts_nothing(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,15 +60,15 @@ def test_the_figures_of_an_out_of_memory_error() -> None:
     oom = find_oom(lines("cuda_oom_new"))
     assert oom is not None
     assert (oom.rank, oom.gpu, oom.phase) == (2, 2, "load")
-    assert oom.requested_bytes == int(4.22 * GIB)
-    assert oom.free_bytes == int(3.71 * GIB)
-    assert oom.total_bytes == int(15.69 * GIB)
-    assert oom.own_bytes == int(11.14 * GIB)
-    assert oom.unallocated_bytes == int(771.43 * MIB)
+    assert oom.requested_bytes == round(4.22 * GIB)
+    assert oom.free_bytes == round(3.71 * GIB)
+    assert oom.total_bytes == round(15.69 * GIB)
+    assert oom.own_bytes == round(11.14 * GIB)
+    assert oom.unallocated_bytes == round(771.43 * MIB)
     assert oom.wanted_bytes == oom.own_bytes + oom.requested_bytes
     old = find_oom(lines("cuda_oom_old"))
     assert old is not None
-    assert (old.allocated_bytes, old.own_bytes, old.phase) == (int(8.77 * GIB), None, None)
+    assert (old.allocated_bytes, old.own_bytes, old.phase) == (round(8.77 * GIB), None, None)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAKE_MODEL = ROOT / "tests" / "engines" / "scripts" / "make_tiny_model.py"
 LLAMAFACTORY = ("use_cpu=true", "logging_steps=1", "save_steps=2", "dataloader_pin_memory=false",
                 "enable_liger_kernel=false")  # fmt: skip
+TRL = ("use_cpu=true", "logging_steps=1", "save_steps=2", "use_liger_kernel=false")
 SCRIPT = ("arguments.use_cpu=true", "arguments.logging_steps=1", "arguments.save_steps=2",
           "arguments.use_liger_kernel=false")  # fmt: skip
 
@@ -84,6 +85,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("a place"), engine_python())
 
 
+@pytest.fixture(scope="module")
+def newest(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The same with the newest transformers, and TRL."""
+    return Place(tmp_path_factory.mktemp("newest"), engine_python("VRAMPLAN_HF_PYTHON"))
+
+
 def losses(folder: Path) -> list[int]:
     entries = map(json.loads, (folder / "output" / "trainer_log.jsonl").read_text().splitlines())
     return [entry["current_steps"] for entry in entries if "loss" in entry]
@@ -109,14 +116,62 @@ def test_a_true_out_of_memory_error_heals_and_resumes(place: Place) -> None:
     assert losses(folder) == [1, 2, 3, 4, 5, 6]
 
 
-def test_zero_2_on_two_processes(place: Place) -> None:
-    folder = place.plan("zero", "--method", "full", "--parallelism", "zero2", gpus=2)
-    state = place.run(folder, (*LLAMAFACTORY, "max_steps=2"), "--skip-worst-case")
-    assert state.progress.step == 2
+ENGINES = {
+    "llamafactory full": ("place", 1, LLAMAFACTORY, "--method full --packing"),
+    "llamafactory full zero2": ("place", 2, LLAMAFACTORY, "--method full --parallelism zero2"),
+    "llamafactory lora zero3": ("place", 2, LLAMAFACTORY, "--method lora --parallelism zero3"),
+    "trl full": ("newest", 1, TRL, "--engine trl --method full --packing"),
+    "embedded full fsdp2": ("newest", 2, SCRIPT, "--engine embedded --method full --parallelism fsdp2"),
+}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_to_the_end_with_a_checkpoint_and_a_report(name: str, request: pytest.FixtureRequest) -> None:
+    where, gpus, settings, flags = ENGINES[name]
+    place: Place = request.getfixturevalue(where)
+    folder = place.plan(name.replace(" ", "-"), *flags.split(), gpus=gpus)
+    section = "arguments." if settings is SCRIPT else ""
+    state = place.run(folder, (*settings, f"{section}max_steps=2"), "--skip-worst-case")
+    assert (state.status, state.progress.step) == ("finished", 2)
+    assert losses(folder) == [1, 2]
+    assert state.checkpoint == str(folder / "output" / "checkpoint-2")
+    report = json.loads((runs_of(folder)[0] / "report.json").read_text())
+    assert (report["exit_code"], report["error"]["tokens_per_s"]) == (0, None)
     assert (runs_of(folder)[0] / "report.html").exists()
 
 
-def test_ctrl_c_ends_torchrun_and_its_workers(place: Place) -> None:
+def test_the_embedded_engine_heals_on_two_processes(newest: Place) -> None:
+    """DDP on gloo: the last process runs out of memory at step 4, half the micro batch goes on from step 2."""
+    flags = ("--engine", "embedded", "--method", "lora", "--micro-batch-size", "2")
+    folder = newest.plan("embedded-heals", *flags, gpus=2)
+    settings = (*SCRIPT, "arguments.max_steps=5")
+    state = newest.run(folder, settings, "--env", "VRAMPLAN_TEST_FAULT", VRAMPLAN_TEST_FAULT="oom@4:2")
+    rehearsal, first, second = state.attempts
+    assert (rehearsal.purpose, rehearsal.last_step, rehearsal.diagnosis) == ("rehearsal", 2, None)
+    assert first.diagnosis is not None
+    assert (first.diagnosis.kind, first.diagnosis.facts["phase"]) == ("cuda_oom", "forward")
+    assert second.resumed_from is not None
+    assert second.resumed_from.endswith("checkpoint-2")
+    assert [(each.micro_batch_size, each.effective_batch) for each in (first, second)] == [(2, 8), (1, 8)]
+    assert losses(folder) == [1, 2, 3, 3, 4, 5]
+    assert state.healed[0].endswith("micro_batch_size 2 becomes 1, gradient_accumulation_steps 2 becomes 4")
+
+
+def test_the_demo_in_any_python_that_trains(newest: Place) -> None:
+    words = [sys.executable, "-m", "planner", "run", "--demo", "--python", str(newest.python), "--json"]
+    words += ["--out", "a demo", "--skip-worst-case", "--set", "arguments.max_steps=60"]
+    done = subprocess.run(words, cwd=newest.path, env=newest.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert (report["title"], report["steps"]) == ("sft of tiny-llama by full on the CPU", 60)
+    lines = (newest.path / "a demo/output/trainer_log.jsonl").read_text().splitlines()
+    found = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    assert found[-1] < found[0] - 1.5
+    again = subprocess.run(words, cwd=newest.path, env=newest.environment, capture_output=True, text=True)
+    assert (again.returncode, "needs an empty folder" in again.stderr) == (2, True)
+
+
+def test_ctrl_c_ends_torchrun_and_its_workers_and_the_run_goes_on_later(place: Place) -> None:
     folder = place.plan("stops", "--method", "lora", gpus=2)
     going = place.start(folder, (*LLAMAFACTORY, "max_steps=5000"), "--skip-worst-case")
     end = time.monotonic() + 120
@@ -128,7 +183,11 @@ def test_ctrl_c_ends_torchrun_and_its_workers(place: Place) -> None:
     out, err = going.communicate(timeout=90)
     assert going.returncode == 130, out + err
     assert marked(run_id) == []
-    assert "checkpoint-" in load_state(runs_of(folder)[0]).message
+    stopped = load_state(runs_of(folder)[0])
+    assert "checkpoint-" in stopped.message
+    done = int(str(stopped.checkpoint).rpartition("-")[2])
+    state = place.run(folder, (*LLAMAFACTORY, f"max_steps={done + 2}"))
+    assert [(each.first_step, each.last_step) for each in state.attempts] == [(done + 1, done + 2)]
 
 
 def test_the_transformers_script(place: Place) -> None:

@@ -97,6 +97,16 @@ def test_the_report_compares_what_was_promised_with_what_came() -> None:
     assert "checkpoint-100;" in text
 
 
+def test_on_the_cpu_nothing_is_compared_with_a_gpu() -> None:
+    ended = running(status="finished", exit_code=0, ended_at=6000.0, on_cpu=True, gpus=())
+    found = report_of(ended, {"method": "full"}, [])
+    assert set(found["error"].values()) == {None}
+    assert {row[1] for row in rows_of(found)} == {"not for a CPU"}
+    text = shown(run_view(ended, now=6000.0))
+    assert "not used: this run is on the CPU" in text
+    assert "predicted" not in text
+
+
 def test_the_page_is_whole_and_escapes_what_it_shows() -> None:
     text = page(report(), points_of(SAMPLES, 1000.0))
     assert "the training &lt;has&gt; finished" in text

@@ -50,7 +50,7 @@ def test_nothing_that_is_installed_is_one_sentence() -> None:
 
 def test_grpo_is_refused_by_everyone_for_the_same_reason() -> None:
     """The choice, TRL's files and LLaMA-Factory's rule send nobody to an engine that refuses it again."""
-    with pytest.raises(UnsupportedError, match="LLaMA-Factory has no stage grpo; TRL gets no files .*is not priced"):
+    with pytest.raises(UnsupportedError, match=r"LLaMA-Factory has no stage grpo; TRL gets no files .*is not priced"):
         choose_engine(TRL, SETUP, "grpo", 1)
 
 

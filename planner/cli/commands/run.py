@@ -107,6 +107,7 @@ def _run_folder(source: Source, values: dict[str, Any], options: Options) -> int
     from planner.run.job import load_job
     from planner.run.overrides import parse_settings
     from planner.run.recover import recover_all
+    from planner.run.worst import can_rehearse
     from planner.search.rungs import load_ladder
 
     load_ladder().require_known(options.consent, place="--allow: rung")
@@ -115,7 +116,8 @@ def _run_folder(source: Source, values: dict[str, Any], options: Options) -> int
     job = load_job(source.folder, parse_settings(tuple(values["set"] or ())), machine=saved_machine(values))
     for sentence in (*(() if values["demo"] else job.edits), *job.warnings):  # the demo's pace is its own
         say(f"note: {sentence}")
-    refused = _judge(job, anyway=bool(values["anyway"]), rehearses=not options.skip_worst_case)
+    rehearses = can_rehearse(job.setup) and not options.skip_worst_case
+    refused = _judge(job, anyway=bool(values["anyway"]), rehearses=rehearses)
     if refused is not None:
         raise refused
     checks = _preflight(job, options)
