@@ -136,6 +136,7 @@ _EXCEPTION = re.compile(r"^(?:\[\w*:?rank\d+\]:\s*)?[\w.]*(?:Error|Exception|Not
 _ROOT = re.compile(r"Root Cause \(first observed failure\)")
 _ROOT_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)\s*\(pid: (\d+)\)")
 _WORKER_EXIT = re.compile(r"failed \(exitcode: (-?\d+)\).*?\(pid: (\d+)\)")
+_LAUNCHERS = re.compile(r"CalledProcessError|ChildFailedError")
 _ERROR_LINE = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt|Warning: FATAL)\b.*)$")
 
 
@@ -334,7 +335,8 @@ def _package(name: str) -> str:
 
 
 def _unknown(evidence: Evidence) -> Diagnosis:
-    last = find_line(evidence.lines, _ERROR_LINE.pattern)
+    own = [line for line in evidence.lines if not _LAUNCHERS.search(line)]  # they only say that a worker failed
+    last = find_line(own, _ERROR_LINE.pattern) or find_line(evidence.lines, _ERROR_LINE.pattern)
     said = f": {last}" if last else " and its log names no error"
     status = "without a status" if evidence.exit_status is None else f"with status {evidence.exit_status}"
     return Diagnosis(

@@ -129,7 +129,8 @@ def test_the_bench_needs_none_of_the_planners_dependencies() -> None:
     """The machine with the GPU has torch and transformers, and maybe nothing else."""
     code = (
         "import sys; sys.argv[1:] = ['--list', '--card', 'H200']\n"
-        "from bench import outcome\nfrom bench.gpu_peaks import main\nmain(); main(['--list', '--card', 'H200', '--cap', '24'])\n"
+        "from bench import outcome\nfrom bench.gpu_peaks import main\n"
+        "main(); main(['--list', '--card', 'H200', '--cap', '24'])\n"
         "heavy = {'pydantic', 'yaml', 'rich', 'typer', 'psutil', 'jinja2', 'torch'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )

@@ -95,6 +95,22 @@ def test_a_failure_of_memory_counts_before_what_followed_from_it() -> None:
     assert found.kind == "cuda_oom"
 
 
+def test_a_workers_error_counts_before_the_launchers_that_repeat_it() -> None:
+    said = [
+        "[rank1]: RuntimeError: don't know how to restore data location",
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
+        "subprocess.CalledProcessError: Command '['torchrun', '--nnodes', '1']' returned non-zero exit status 1.",
+    ]
+    found = diagnose(Evidence(exit_status=1, lines=said))
+    assert found is not None
+    assert (
+        found.cause == "the engine ended with status 1: [rank1]: RuntimeError: don't know how to restore data location"
+    )
+    alone = diagnose(Evidence(exit_status=1, lines=said[2:]))
+    assert alone is not None
+    assert "CalledProcessError" in alone.cause
+
+
 def test_the_kernels_counter_tells_a_kill_for_memory_from_another() -> None:
     said = lines("worker_sigkill")
     kinds = [diagnose(Evidence(exit_status=1, lines=said, oom_kills=count)) for count in (1, 0, None)]

@@ -118,6 +118,7 @@ def test_a_true_out_of_memory_error_heals_and_resumes(place: Place) -> None:
 
 ENGINES = {
     "llamafactory full": ("place", 1, LLAMAFACTORY, "--method full --packing"),
+    "llamafactory lora ddp": ("place", 2, LLAMAFACTORY, "--method lora"),
     "llamafactory full zero2": ("place", 2, LLAMAFACTORY, "--method full --parallelism zero2"),
     "llamafactory lora zero3": ("place", 2, LLAMAFACTORY, "--method lora --parallelism zero3"),
     "trl full": ("newest", 1, TRL, "--engine trl --method full --packing"),
@@ -154,7 +155,7 @@ def test_the_embedded_engine_heals_on_two_processes(newest: Place) -> None:
     assert second.resumed_from.endswith("checkpoint-2")
     assert [(each.micro_batch_size, each.effective_batch) for each in (first, second)] == [(2, 8), (1, 8)]
     assert losses(folder) == [1, 2, 3, 3, 4, 5]
-    assert state.healed[0].endswith("micro_batch_size 2 becomes 1, gradient_accumulation_steps 2 becomes 4")
+    assert "micro_batch_size 2 becomes 1, gradient_accumulation_steps 2 becomes 4" in state.healed[0]
 
 
 def test_the_demo_in_any_python_that_trains(newest: Place) -> None:
@@ -171,7 +172,7 @@ def test_the_demo_in_any_python_that_trains(newest: Place) -> None:
     assert (again.returncode, "needs an empty folder" in again.stderr) == (2, True)
 
 
-def test_ctrl_c_ends_torchrun_and_its_workers_and_the_run_goes_on_later(place: Place) -> None:
+def test_ctrl_c_ends_torchrun_and_its_workers(place: Place) -> None:
     folder = place.plan("stops", "--method", "lora", gpus=2)
     going = place.start(folder, (*LLAMAFACTORY, "max_steps=5000"), "--skip-worst-case")
     end = time.monotonic() + 120
@@ -183,11 +184,7 @@ def test_ctrl_c_ends_torchrun_and_its_workers_and_the_run_goes_on_later(place: P
     out, err = going.communicate(timeout=90)
     assert going.returncode == 130, out + err
     assert marked(run_id) == []
-    stopped = load_state(runs_of(folder)[0])
-    assert "checkpoint-" in stopped.message
-    done = int(str(stopped.checkpoint).rpartition("-")[2])
-    state = place.run(folder, (*LLAMAFACTORY, f"max_steps={done + 2}"))
-    assert [(each.first_step, each.last_step) for each in state.attempts] == [(done + 1, done + 2)]
+    assert "checkpoint-" in load_state(runs_of(folder)[0]).message
 
 
 def test_the_transformers_script(place: Place) -> None:
