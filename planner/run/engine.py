@@ -33,7 +33,7 @@ class Picked:
 
     @property
     def sentence(self) -> str:
-        """``TRL: it is installed and has this stage (LLaMA-Factory lacks llamafactory)``."""
+        """``TRL: it is installed and has this stage (LLaMA-Factory is not installed)``."""
         said = f"{engine_name(self.choice.value)}: {self.choice.because}"
         if not self.without:
             return said

@@ -87,7 +87,7 @@ def choose_engine(installed: Mapping[str, str], setup: TrainingSetup, stage: str
     able = [engine for engine, lack in lacks.items() if lack is None]
     if not able:
         said = "; ".join(f"{engine_name(engine)} {lack}" for engine, lack in lacks.items())
-        raise UnsupportedError(f"no engine that is installed runs stage {stage} by {setup.method}: {said}")
+        raise UnsupportedError(f"no engine that is installed runs stage {stage}: {said}")
     value = able[0]
     return Choice(value=value, because=_because(value, lacks, stage) + _beyond(gpus))
 
@@ -104,6 +104,8 @@ def _lack(engine: str, installed: Mapping[str, str], setup: TrainingSetup, stage
             return f"has no {kind} {value}"
     if (engine, stage) in UNPRICED:
         return f"gets no files for stage {stage}, because {UNPRICED[engine, stage]}"
+    if engine in PACKAGES and engine not in installed:
+        return "is not installed"
     missing = [name for name in (*NEEDS[engine], *packages_beside(setup)) if name not in installed]
     if missing:
         return f"lacks {', '.join(missing)}"

@@ -87,7 +87,7 @@ def test_the_engine_is_the_one_that_is_installed(
     monkeypatch.setattr("planner.run.engine.installed", lambda python: there)
     words = ["run", *TWO, "--python", str(desk.python), "--preflight-only", "--out", str(tmp_path / "fresh")]
     run(words)
-    said = "TRL: it is installed and has this stage (LLaMA-Factory lacks llamafactory); not installed there, and "
+    said = "TRL: it is installed and has this stage (LLaMA-Factory is not installed); not installed there, and "
     assert f"engine:  {said}planned without: bitsandbytes, deepspeed, liger-kernel" in capsys.readouterr().err
     plan = json.loads((tmp_path / "fresh" / "plan.json").read_text())
     assert (plan["request"]["engine"], plan["chosen"]["setup"]["liger_kernel"]) == ("trl", False)
