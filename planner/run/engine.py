@@ -11,6 +11,7 @@ from typing import Any
 
 from planner.errors import InputError, UnsupportedError
 from planner.plan.plan import Plan, Request
+from planner.run.checks.look_python import interpreter_of
 from planner.run.read_plan import priced
 from planner.search.rungs import load_ladder
 from planner.targets.choose import Choice, choose_engine, engine_name, installed, packages_beside
@@ -51,9 +52,9 @@ def pythons(named: str | None, environment: Mapping[str, str]) -> tuple[Path, ..
     found = [Path(sys.executable)]
     for program in PROGRAMS:
         path = shutil.which(program, path=environment.get("PATH"))
-        beside = Path(path).with_name("python") if path else None
-        if beside and beside.exists() and beside.parent not in [each.parent for each in found]:
-            found.append(beside)
+        python = Path(interpreter_of(path)) if path else None
+        if python and python.parent not in [each.parent for each in found]:
+            found.append(python)
     return tuple(found)
 
 

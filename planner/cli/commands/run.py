@@ -148,9 +148,6 @@ def _judge(job: Job, *, anyway: bool, rehearses: bool) -> PlannerError | None:
     from planner.units import show_gib
 
     estimate = job.estimate
-    if job.on_cpu:
-        say("priced: for a GPU; this run is on the CPU, where its memory is the host's")
-        return None
     capacity = estimate.capacity_bytes or 0
     need = f"{show_gib(estimate.required_bytes)} of {show_gib(capacity)} a GPU are required"
     if estimate.verdict == "does_not_fit" and not anyway:
@@ -161,6 +158,8 @@ def _judge(job: Job, *, anyway: bool, rehearses: bool) -> PlannerError | None:
         )
     if estimate.verdict == "uncertain":
         say(f"warning: it is uncertain that this fits: {need}; the longest batch is tried first")
+    elif job.on_cpu:
+        say("priced: for a GPU; this run is on the CPU, where its memory is the host's")
     else:
         say(f"priced: {need}")
     return None
