@@ -68,7 +68,8 @@ test-transformers: $(HF)/.done
 # DeepSpeed compiles into a folder of our own, and waits for ever for a lock that a killed run has left there.
 test-main: $(VENV)/.dev $(HF)/.done $(LF)/.done
 	rm -f .envs/torch_extensions/*/lock
-	$(OFFLINE) TORCH_EXTENSIONS_DIR=$(CURDIR)/.envs/torch_extensions VRAMPLAN_LF_PYTHON=$(CURDIR)/$(LF)/bin/python VRAMPLAN_HF_PYTHON=$(CURDIR)/$(HF)/bin/python $(VENV)/bin/python -m pytest -m 'not transformers'
+	$(OFFLINE) TORCH_EXTENSIONS_DIR=$(CURDIR)/.envs/torch_extensions VRAMPLAN_LF_PYTHON=$(CURDIR)/$(LF)/bin/python VRAMPLAN_HF_PYTHON=$(CURDIR)/$(HF)/bin/python $(VENV)/bin/python -m pytest -q -n 2 -m 'not transformers and not engines'
+	$(OFFLINE) TORCH_EXTENSIONS_DIR=$(CURDIR)/.envs/torch_extensions VRAMPLAN_LF_PYTHON=$(CURDIR)/$(LF)/bin/python VRAMPLAN_HF_PYTHON=$(CURDIR)/$(HF)/bin/python $(VENV)/bin/python -m pytest -m engines
 
 test: envs ## everything that CI runs; the main suite comes last
 	$(MAKE) --no-print-directory lint
