@@ -30,6 +30,7 @@ from planner.hardware.parse import parse_machine  # noqa: E402
 
 STEPS = (2, 4)  # warm-up (the first step makes the optimizer's states), timed
 LARGEST_DRY = 50_000_000  # parameters: the dry mode is for tiny shapes
+GPU_ONLY = ("liger-kernel", "flash-attn")  # Triton and CUDA kernels
 Row = dict[str, Any]
 
 
@@ -121,6 +122,8 @@ def select(runs: list[Run], machine: Row, word: str) -> tuple[list[Run], dict[st
         missing = [package for package in run.needs() if package not in machine["versions"]]
         if missing:
             skipped[run.name] = f"{missing[0]} is not installed"
+        elif machine["device"] == "cpu" and (bound := [name for name in run.needs() if name in GPU_ONLY]):
+            skipped[run.name] = f"{bound[0]} runs on a GPU alone"
         elif not machine["has_bf16"]:
             skipped[run.name] = "the card has no bfloat16"
         elif machine["device"] == "cpu" and run.spec.parameters > LARGEST_DRY:
