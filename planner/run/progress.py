@@ -47,6 +47,8 @@ class Tracker:
         if not self.has_log:  # what was printed of the same steps would count twice
             self.has_log, self.now, self.sick = True, replace(self.now, losses=()), 0
         self._step(entry["current_steps"], entry.get("total_steps"), at)
+        if self.first_step is not None and 0 < entry["current_steps"] < self.first_step:
+            self.first_step = entry["current_steps"]  # the bar was read first, and had gone on
         self._values(entry)
         return entry
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 from planner.run.progress import Tracker
 from planner.units import GIB
@@ -87,3 +88,12 @@ def test_the_pace_is_of_looks_not_of_lines() -> None:
     for step, at in ((1, 10.0), (2, 10.0), (3, 10.0), (4, 12.0), (5, 12.0)):
         tracker.log_line(json.dumps(LOGGED | {"current_steps": step}), at=at)
     assert tracker.now.seconds_per_step == 1.0
+
+
+def test_the_first_step_is_the_logs_where_the_bar_was_read_later() -> None:
+    tracker = Tracker()
+    tracker.now = replace(tracker.now, total_steps=6)
+    tracker.output(b" 100%|####| 6/6 [00:00<00:00, 40.0it/s]\n", at=1.0)
+    for step in (5, 6):
+        tracker.log_line(json.dumps(LOGGED | {"current_steps": step, "total_steps": 6}), at=1.0)
+    assert (tracker.first_step, tracker.now.step) == (5, 6)
