@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.memory.allocator import replay
 from planner.memory.overhead import rules
 from planner.memory.steplog import StepLog
 from planner.memory.timeline import Timeline
-from planner.trace.allocator import replay
 from planner.units import MIB
 
 # A log whose own live peak is further than this from the timeline's describes another run (selective checkpointing,

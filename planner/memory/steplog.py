@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.memory.allocator import Event
 from planner.memory.curves import BlockLog, Lines, block_log, final_norm
 from planner.memory.fsdp import group_bytes
 from planner.memory.habits import modeling
@@ -17,7 +18,6 @@ from planner.memory.lossscripts import LAST, Script, loss_script
 from planner.memory.regime import bytes_of
 from planner.memory.stretches import Stretch, block_mode
 from planner.memory.timeline import INPUT_BYTES_PER_TOKEN, Timeline
-from planner.trace.allocator import Event
 from planner.training import FSDP
 
 STEPS = 2  # the second has optimizer states from its start; later ones repeat it

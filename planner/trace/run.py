@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from planner.errors import EXIT_PREFLIGHT, InputError, PlannerError
-from planner.trace.allocator import Replay, replay
+from planner.memory.allocator import Replay, replay
 from planner.trace.job import Job
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate")

@@ -6,13 +6,13 @@ import pytest
 
 from planner.hardware.parse import parse_machine
 from planner.memory import estimate as module
+from planner.memory.allocator import replay
 from planner.memory.estimate import estimate, price
 from planner.memory.loss import loss_bytes
 from planner.memory.lossscripts import SCRIPTS, loss_script
 from planner.memory.replayed import reservation
 from planner.memory.steplog import StepLog
 from planner.model.catalogue import resolve
-from planner.trace.allocator import replay
 from planner.training import TrainingSetup
 from planner.units import GIB
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.trace.allocator import Event, least_capacity, replay
+from planner.memory.allocator import Event, least_capacity, replay
 from planner.units import MIB
 
 
