@@ -11,6 +11,7 @@ from planner.hardware.machine import Machine
 from planner.memory.estimate import price
 from planner.memory.result import Price, Verdict, judge
 from planner.model.spec import ModelSpec
+from planner.search.desk import host_refusal
 from planner.training import TrainingSetup
 
 LENGTH_STEP_TOKENS = 128
@@ -116,8 +117,8 @@ def priced(setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Price | N
 
 
 def verdict_of(found: Price, machine: Machine) -> Verdict:
-    """The contract's verdict on the GPU that decides; host memory that does not do is a run that dies."""
-    if not _host_does(found, machine):
+    """The contract's verdict on the GPU that decides; a host that does not do is a run that dies."""
+    if host_refusal(found, machine) is not None:
         return "does_not_fit"
     return judge(
         allocated_bytes=found.allocated_bytes,
@@ -129,8 +130,4 @@ def verdict_of(found: Price, machine: Machine) -> Verdict:
 
 def fits(found: Price, machine: Machine) -> bool:
     """True where the verdict is "fits"."""
-    return found.required_bytes <= machine.smallest.capacity_bytes and _host_does(found, machine)
-
-
-def _host_does(found: Price, machine: Machine) -> bool:
-    return machine.ram_bytes is None or found.host_bytes <= machine.ram_bytes
+    return found.required_bytes <= machine.smallest.capacity_bytes and host_refusal(found, machine) is None

@@ -86,22 +86,7 @@ class Desk:
     def host_refusal(self, setup: TrainingSetup) -> str | None:
         """Why the host's memory or disk does not do; None if they do or are unknown."""
         price = self.price(setup)
-        if price is None:
-            return None
-        if self.machine.unified and price.host_bytes + price.required_bytes > self.capacity_bytes:
-            return (
-                f"GPU and host share one memory, {show_gib(self.capacity_bytes)}, and need "
-                f"{show_gib(price.required_bytes)} and {show_gib(price.host_bytes)} of it"
-            )
-        room, disk = self.machine.host_room_bytes, self.machine.disk_free_bytes
-        if room is not None and price.host_bytes > room:
-            return f"it needs {show_gib(price.host_bytes)} of host memory a node, and {_there_is(self.machine)}"
-        if disk is not None and price.least_disk_bytes > disk:
-            return (
-                f"it needs {show_gib(price.least_disk_bytes)} of disk a node with one checkpoint kept, "
-                f"and {show_gib(disk)} are free"
-            )
-        return None
+        return None if price is None else host_refusal(price, self.machine)
 
     def fits(self, setup: TrainingSetup, limit_bytes: int, *, coverage: float = 0.99) -> bool:
         """True if the required bytes at that coverage stay within the limit, and the host holds its part."""
@@ -135,6 +120,25 @@ class Desk:
             if forbidden or (found.effect == "unproven" and found.rule_id not in self.tolerated):
                 return f"{found.sentence} (rule {found.rule_id})"
         return None
+
+
+def host_refusal(price: Price, machine: Machine) -> str | None:
+    """Why a machine's host memory or disk does not do for what a setup needs; None if they do or are unknown."""
+    capacity = machine.smallest.capacity_bytes
+    if machine.unified and price.host_bytes + price.required_bytes > capacity:
+        return (
+            f"GPU and host share one memory, {show_gib(capacity)}, and need "
+            f"{show_gib(price.required_bytes)} and {show_gib(price.host_bytes)} of it"
+        )
+    room, disk = machine.host_room_bytes, machine.disk_free_bytes
+    if room is not None and price.host_bytes > room:
+        return f"it needs {show_gib(price.host_bytes)} of host memory a node, and {_there_is(machine)}"
+    if disk is not None and price.least_disk_bytes > disk:
+        return (
+            f"it needs {show_gib(price.least_disk_bytes)} of disk a node with one checkpoint kept, "
+            f"and {show_gib(disk)} are free"
+        )
+    return None
 
 
 def _there_is(machine: Machine) -> str:
