@@ -25,6 +25,24 @@ _LOSS_SCALING = {
 }
 
 
+def named_config(config: Any, texts: Mapping[str, str], place: str) -> dict[str, Any]:
+    """What a trainer's ``deepspeed`` key states: the settings themselves, or the name of a file among ``texts``.
+
+    ``place`` is the trainer's file. Raises InputError where the file is not there or holds no JSON object.
+    """
+    if isinstance(config, dict):
+        return config
+    if config not in texts:
+        raise InputError(f"{place}: deepspeed names the file {config!r}, which is not there")
+    try:
+        loaded = json.loads(texts[config])
+    except ValueError as problem:
+        raise InputError(f"{config}: is not JSON ({problem})") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{config}: is not a JSON object")
+    return loaded
+
+
 def emit(setup: TrainingSetup, context: EmitContext) -> dict[str, Any]:
     """The complete DeepSpeed JSON of a ZeRO setup: every value a number that the plan was priced with.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from planner.errors import InputError
 from planner.targets import accelerate, deepspeed
 from planner.targets.context import Reading
 from planner.targets.llamafactory_settle import ATTENTION, FILE_NAME
@@ -178,24 +176,10 @@ def _sharding(state: _State, files: Mapping[str, str], hidden_of: HiddenOf | Non
     config = state["deepspeed"]
     if config is not None:
         hidden = hidden_of(state["model_name_or_path"]) if hidden_of and state["model_name_or_path"] else None
-        return deepspeed.read(_deepspeed_config(config, files), hidden)
+        return deepspeed.read(deepspeed.named_config(config, files, FILE_NAME), hidden)
     if accelerate.FILE_NAME in files:
         return accelerate.read(load_yaml(files[accelerate.FILE_NAME], place=accelerate.FILE_NAME))
     return accelerate.read_trainer_fsdp(state["fsdp"], state["fsdp_config"])
-
-
-def _deepspeed_config(config: Any, files: Mapping[str, str]) -> dict[str, Any]:
-    if isinstance(config, dict):
-        return config
-    if config not in files:
-        raise InputError(f"{FILE_NAME}: deepspeed names the file {config!r}, which is not there")
-    try:
-        loaded = json.loads(files[config])
-    except ValueError as problem:
-        raise InputError(f"{config}: is not JSON ({problem})") from None
-    if not isinstance(loaded, dict):
-        raise InputError(f"{config}: is not a JSON object")
-    return loaded
 
 
 def _warnings(state: _State) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -130,24 +129,10 @@ def _sharding(
     config = values.get("deepspeed")
     if config is not None:
         hidden = hidden_of(values["model_name_or_path"]) if hidden_of else None
-        return deepspeed.read(_deepspeed_config(config, texts, name), hidden)
+        return deepspeed.read(deepspeed.named_config(config, texts, name), hidden)
     if accelerate.FILE_NAME in texts:
         return accelerate.read(load_yaml(texts[accelerate.FILE_NAME], place=accelerate.FILE_NAME))
     return accelerate.read_trainer_fsdp(values.get("fsdp"), values.get("fsdp_config"))
-
-
-def _deepspeed_config(config: Any, texts: Mapping[str, str], name: str) -> dict[str, Any]:
-    if isinstance(config, dict):
-        return config
-    if config not in texts:
-        raise InputError(f"{name}: deepspeed names the file {config!r}, which is not there")
-    try:
-        loaded = json.loads(texts[config])
-    except ValueError as problem:
-        raise InputError(f"{config}: is not JSON ({problem})") from None
-    if not isinstance(loaded, dict):
-        raise InputError(f"{config}: is not a JSON object")
-    return loaded
 
 
 def _warnings(values: Mapping[str, Any]) -> tuple[str, ...]:
