@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from planner.errors import LONGEST_SHOWN, InputError, shown
+
 JOB = "The job"
 HARDWARE = "The hardware"
 CHOICE = "What may be chosen"
@@ -209,6 +211,15 @@ def every(values: Mapping[str, Any], flags: Sequence[Flag]) -> dict[str, Any]:
 def given(values: Mapping[str, Any], flags: Sequence[Flag]) -> dict[str, Any]:
     """The values that were given, of these flags only."""
     return {flag.name: values[flag.name] for flag in flags if values.get(flag.name) is not None}
+
+
+def count(text: str | None, *, default: int, place: str, most: int | None = None) -> int:
+    """A flag's word as a whole number from 1 up. Raises InputError naming ``place``."""
+    if text is None:
+        return default
+    if not text.isdecimal() or len(text) > LONGEST_SHOWN or int(text) < 1 or (most and int(text) > most):
+        raise InputError(f"{place} {shown(text)} is not a count: write a whole number from 1 up, such as {default}")
+    return int(text)
 
 
 def comma_list(values: Sequence[str] | None) -> frozenset[str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from planner.errors import InputError, PlannerError
 from planner.files import json_object, read_json_object
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+Answer = TypeVar("Answer")
 
 # What a screen that cannot show them gets instead.
 _ASCII = str.maketrans(
@@ -121,6 +123,18 @@ def result_console() -> Console:
 def say(text: str) -> None:
     """A line beside the result: progress or a warning, on stderr."""
     print(text, file=sys.stderr)
+
+
+def guarded(answer: Callable[[], Answer]) -> Answer | PlannerError:
+    """One row's answer; whatever goes wrong with it, the other rows still answer."""
+    try:
+        return answer()
+    except PlannerError as problem:
+        return problem
+    except Exception as problem:
+        if debugging():
+            raise
+        return bug_of_ours(problem)
 
 
 def debugging() -> bool:

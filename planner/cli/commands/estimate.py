@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from planner.cli.flags import ESTIMATE_FLAGS, every, given, with_flags
-from planner.cli.io import bug_of_ours, debugging
+from planner.cli.io import guarded
 from planner.errors import (
     EXIT_BAD_INPUT,
     EXIT_DOES_NOT_FIT,
@@ -152,16 +152,11 @@ def _rows(
 
 
 def _row(line: str, stated: dict[str, Any], desk: Desk, place: str, *, replayed: bool) -> Estimate | PlannerError:
-    """One row's answer; whatever goes wrong with it, the other rows still answer."""
-    try:
+    def answer() -> Estimate:
         row = stated | json_object(line, place=place)
         return desk.answer(row, place=place, replayed=replayed)[-1]
-    except PlannerError as problem:
-        return problem
-    except Exception as problem:
-        if debugging():
-            raise
-        return bug_of_ours(problem)
+
+    return guarded(answer)
 
 
 def _row_json(row: tuple[int, Estimate | PlannerError]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from planner.cli.flags import ESTIMATE_FLAGS, JOB, OUTPUT, Flag, every, given, with_flags
-from planner.errors import EXIT_DOES_NOT_FIT, EXIT_FITS, LONGEST_SHOWN, InputError, shown
+from planner.cli.flags import ESTIMATE_FLAGS, JOB, OUTPUT, Flag, count, every, given, with_flags
+from planner.errors import EXIT_DOES_NOT_FIT, EXIT_FITS, InputError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from planner.hardware.machine import GpuKind
     from planner.plan.plan import Request
 
+MOST = 10**12  # samples, or GPUs, that a flag may name
 OWN_FLAGS: tuple[Flag, ...] = (
     Flag(name="global_batch", value="N", panel=JOB, help="sequences per optimizer step over all GPUs (default: 64)"),
     Flag(name="samples", value="N", panel=JOB, help="samples of the training split: adds steps, hours and cost"),
@@ -154,9 +155,14 @@ def _hardware(stated: dict[str, Any], values: dict[str, Any]) -> int:
         raise InputError("--deadline needs --samples: without the size of the data no job has a length")
     prices = _prices(values["prices"]) if values["prices"] else None
     found = offers(
-        request, spec, _kinds(values["cards"], prices), most=_count(values["max_gpus"], 8, "--max-gpus"), size=size,
-        prices=prices, deadline_hours=deadline,
-    )  # fmt: skip
+        request,
+        spec,
+        _kinds(values["cards"], prices),
+        most=count(values["max_gpus"], default=8, place="--max-gpus", most=MOST),
+        size=size,
+        prices=prices,
+        deadline_hours=deadline,
+    )
     if values["json"]:
         from planner.cli.jsonout import document
         from planner.fit.records import offer_json
@@ -213,7 +219,7 @@ def _size(values: dict[str, Any]) -> JobSize | None:
             raise InputError("--epochs needs --samples: how many samples one epoch has")
         return None
     epochs = _positive(values["epochs"], "--epochs") if values["epochs"] is not None else 1.0
-    return JobSize(samples=_count(values["samples"], 1, "--samples"), epochs=epochs)
+    return JobSize(samples=count(values["samples"], default=1, place="--samples", most=MOST), epochs=epochs)
 
 
 def _hours(text: str | None) -> float | None:
@@ -234,11 +240,3 @@ def _positive(text: str, place: str, shown_as: str | None = None) -> float:
         example = "24h, 90min or 2d" if place == "--deadline" else "3"
         raise InputError(f"{place} {shown(shown_as or text)} is no positive number: write {example}")
     return number
-
-
-def _count(text: str | None, default: int, place: str) -> int:
-    if text is None:
-        return default
-    if not text.isdecimal() or len(text) > LONGEST_SHOWN or not 1 <= int(text) <= 10**12:
-        raise InputError(f"{place} {shown(text)} is not a count: write a whole number from 1 up, such as {default}")
-    return int(text)

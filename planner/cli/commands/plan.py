@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from planner.cli.flags import PLAN_FLAGS, SETUP_FLAGS, comma_list, every, given, with_flags
+from planner.cli.flags import PLAN_FLAGS, SETUP_FLAGS, comma_list, count, every, given, with_flags
 from planner.errors import (
     EXIT_DOES_NOT_FIT,
     EXIT_FITS,
     EXIT_UNCERTAIN,
-    LONGEST_SHOWN,
     InputError,
-    shown,
     unknown_choice,
 )
 
@@ -104,7 +102,7 @@ def request_from(values: dict[str, Any]) -> Request:
         stage=setup.stage,
         method=method,
         seq_len=setup.seq_len,
-        global_batch=_count(values["global_batch"], default=64, place="--global-batch"),
+        global_batch=count(values["global_batch"], default=64, place="--global-batch"),
         engine=setup.engine,
         objective=_objective(values["objective"]),
         allow=comma_list(values["allow"]),
@@ -130,14 +128,6 @@ def refuse_misfits(request: Request, spec: ModelSpec) -> None:
     names = [name for name in ("lora_rank", "lora_target") if name in request.pinned and may_adapt]
     adapter = {name: request.pinned[name] for name in names}
     check(TrainingSetup(model=request.model, seq_len=request.seq_len, **adapter), spec)
-
-
-def _count(text: str | None, *, default: int, place: str) -> int:
-    if text is None:
-        return default
-    if not text.isdecimal() or len(text) > LONGEST_SHOWN or int(text) < 1:
-        raise InputError(f"{place} {shown(text)} is not a count: write a whole number from 1 up, such as {default}")
-    return int(text)
 
 
 def _objective(text: str | None) -> Any:

@@ -117,17 +117,10 @@ def _many(path: str, stated: dict[str, Any], tracer: Tracer, *, as_json: bool) -
 
 
 def _row(line: str, stated: dict[str, Any], tracer: Tracer, place: str) -> SecondOpinion | PlannerError:
-    from planner.cli.io import bug_of_ours, debugging
+    from planner.cli.io import guarded
     from planner.files import json_object
 
-    try:
-        return tracer.answer(stated | json_object(line, place=place), place=place)
-    except PlannerError as problem:
-        return problem
-    except Exception as problem:
-        if debugging():
-            raise
-        return bug_of_ours(problem)
+    return guarded(lambda: tracer.answer(stated | json_object(line, place=place), place=place))
 
 
 def _row_json(row: SecondOpinion | PlannerError) -> dict[str, Any]:
