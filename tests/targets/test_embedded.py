@@ -9,22 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.emit.folder import plan_files
 from planner.errors import UnsupportedError
-from planner.hardware.parse import parse_machine
-from planner.memory.estimate import price
-from planner.model.catalogue import resolve
-from planner.plan.make import make_plan
-from planner.plan.plan import Request
 from planner.rulebook.paths import templates_dir
 from planner.targets import TARGETS
 from planner.targets.context import EmitContext
 from planner.training import TrainingSetup
+from tests.targets.promises import check_prices, check_round_trip
 from tests.targets.strategies import contexts, setups
-from tests.targets.test_llamafactory_round_trip import mostly_default
 
 EMBEDDED = TARGETS["embedded"]
 ONE_GPU = EmitContext(model_path="Qwen/Qwen2.5-7B", hidden=3584, has_bf16=True)
@@ -33,32 +27,12 @@ ONE_GPU = EmitContext(model_path="Qwen/Qwen2.5-7B", hidden=3584, has_bf16=True)
 @settings(max_examples=300, deadline=None)
 @given(setups, contexts, st.sets(st.sampled_from(list(TrainingSetup.__dataclass_fields__)), max_size=6))
 def test_files_read_back_to_the_settled_setup(raw: TrainingSetup, context: EmitContext, kept: set[str]) -> None:
-    method = raw.method if raw.method in ("full", "lora", "dora", "qlora") else "lora"
-    raw = raw.but(method=method, stage="pt" if raw.stage == "pt" else "sft")
-    setup = mostly_default(raw, kept - {"model", "engine", "gpus", "ds_config", "versions"})
-    try:
-        settled = EMBEDDED.settle(setup, context)
-    except UnsupportedError:
-        assume(False)
-    files = EMBEDDED.files(setup, context) | {"plan.json": json.dumps({"chosen": {"setup": setup.to_dict()}})}
-    assert EMBEDDED.read(files, hidden_of=lambda _: context.hidden).setup == settled
-    assert EMBEDDED.settle(settled, context) == settled
+    check_round_trip(EMBEDDED, raw, context, kept)
 
 
 @pytest.mark.parametrize("gpus", ["1x24GB", "3x20GB", "8xA100-80GB"])
 def test_plans_are_emitted_at_their_price(gpus: str) -> None:
-    machine = parse_machine(gpus, "512GB")
-    plan = make_plan(Request(model="7B", engine="embedded", gpus=gpus), resolve("7B"), machine)
-    seen = 0
-    for row in (*plan.configurations, *plan.alternatives):
-        try:
-            files = plan_files(replace(plan, chosen=row))
-        except UnsupportedError:
-            continue
-        back = EMBEDDED.read(files, hidden_of=lambda model: resolve(model).hidden).setup
-        assert price(back, resolve(back.model), machine) == price(row.setup, plan.model, machine)
-        seen += 1
-    assert seen >= 3
+    check_prices(EMBEDDED, gpus, engine="embedded")
 
 
 def test_whole_models_train_in_fp32_and_adapters_on_the_stored_dtype() -> None:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.emit.folder import plan_files
 from planner.emit.write import write_folder
 from planner.errors import InputError, UnsupportedError
-from planner.hardware.parse import parse_machine
-from planner.memory.estimate import price
-from planner.model.catalogue import resolve
-from planner.plan.make import make_plan
-from planner.plan.plan import Request
 from planner.targets import TARGETS
 from planner.targets.context import EmitContext
 from planner.targets.load import read_setup
 from planner.targets.yaml_text import load_yaml
 from planner.training import TrainingSetup
 from tests.emit.plans import machine, plan_of
+from tests.targets.promises import check_prices, check_round_trip
 from tests.targets.strategies import contexts, setups
-from tests.targets.test_llamafactory_round_trip import mostly_default
 
 TRL = TARGETS["trl"]
 ONE_GPU = EmitContext(model_path="Qwen/Qwen2.5-7B", hidden=3584, has_bf16=True)
@@ -40,33 +34,13 @@ def values_of(context: EmitContext = ONE_GPU, **changes: object) -> dict:
 @settings(max_examples=400, deadline=None)
 @given(setups, contexts, st.sets(st.sampled_from(list(TrainingSetup.__dataclass_fields__)), max_size=6))
 def test_files_read_back_to_the_settled_setup(raw: TrainingSetup, context: EmitContext, kept: set[str]) -> None:
-    method = raw.method if raw.method in ("full", "lora", "dora", "qlora") else "lora"
-    raw = raw.but(method=method, stage=raw.stage if raw.stage in STAGES else "sft")
-    setup = mostly_default(raw, kept - {"model", "engine", "gpus", "ds_config", "versions"})
-    try:
-        settled = TRL.settle(setup, context)
-    except UnsupportedError:
-        assume(False)
-    files = TRL.files(setup, context) | {"plan.json": json.dumps({"chosen": {"setup": setup.to_dict()}})}
-    assert TRL.read(files, hidden_of=lambda _: context.hidden).setup == settled
-    assert TRL.settle(settled, context) == settled
+    check_round_trip(TRL, raw, context, kept, STAGES)
 
 
 @pytest.mark.parametrize("gpus", ["1x24GB", "3x20GB", "8xA100-80GB"])
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_plans_are_emitted_at_their_price(gpus: str, stage: str) -> None:
-    on = parse_machine(gpus, "512GB")
-    plan = make_plan(Request(model="3B", engine="trl", gpus=gpus, stage=stage), resolve("3B"), on)
-    seen = 0
-    for row in (*plan.configurations, *plan.alternatives):
-        try:
-            files = plan_files(replace(plan, chosen=row))
-        except UnsupportedError:
-            continue
-        back = TRL.read(files, hidden_of=lambda model: resolve(model).hidden).setup
-        assert price(back, resolve(back.model), on) == price(row.setup, plan.model, on)
-        seen += 1
-    assert seen >= 3
+    check_prices(TRL, gpus, engine="trl", model="3B", stage=stage)
 
 
 def test_the_dtype_is_always_stated_and_fp32_unless_asked_for() -> None:
