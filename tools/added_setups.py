@@ -185,6 +185,7 @@ def _torchtune(row: Row) -> Setup:
     """torchtune's 7B_full_low_memory of May 2024: no compilation, whole logits, paged AdamW stepping in backward."""
     return {
         "engine": "torchtune",
+        "versions": {"torchtune": "0.1.1"},
         "optim": "paged_adamw_32bit",
         "optimizer_in_backward": True,
         "attention": "sdpa",

@@ -37,7 +37,7 @@ CURVES: dict[LossCopies, LossCurve] = {
     "loop": LossCurve(10, 14, 4),  # as hf_4_49; a loop's ``outputs`` hold the 16-bit logits through backward
     # thunder's benchmark_litgpt.py: cross-entropy of the 16-bit logits, which its loop still names in backward
     "raw": LossCurve(4, 8, 4),
-    "torchtune": LossCurve(10, 12, 2),  # logits.float() replaces them and stays
+    "torchtune": LossCurve(10, 12, 2),  # logits.float() replaces them
     "fused": LossCurve(8, 8, 2),
 }
 # Under autocast accelerate makes the held outputs fp32 (4) beside the 16-bit logits (2), and log-softmax, its gradient
@@ -45,6 +45,8 @@ CURVES: dict[LossCopies, LossCurve] = {
 IN_MODEL_AUTOCAST = LossCurve(12, 18, 10)
 FUSED_IN_MODEL = LossCurve(4, 6, 4)
 FUSED_IN_MODEL_AUTOCAST = LossCurve(10, 14, 10)
+# Recipes before pull request 1235 (torchtune 0.3) name the shifted fp32 logits until the next batch's replace them.
+TORCHTUNE_HELD = LossCurve(10, 16, 6)
 SHIFTED_COPY = frozenset({"hf_4_48", "hf_4_45"})
 LITGPT_CHUNK_TOKENS = 128
 TILE_TOKENS, TILE_WORDS = 4096, 32768
@@ -87,6 +89,8 @@ def loss_curve(setup: TrainingSetup, spec: ModelSpec, regime: Regime) -> LossCur
         return _fused(setup, spec, regime)
     if regime.loss == "in_model" and regime.autocast is not None:
         return IN_MODEL_AUTOCAST
+    if regime.loss == "torchtune" and version_of(setup, "torchtune") < (0, 3):
+        return TORCHTUNE_HELD
     return CURVES.get(regime.loss, CURVES["hf_4_49"])
 
 

@@ -114,6 +114,13 @@ def test_torchtune_makes_one_chunk_of_eight_fp32_at_a_time() -> None:
     assert loss.forward == 2 * TOKENS * V + 6 * (TOKENS // 8) * V
 
 
+def test_torchtune_before_0_3_held_its_fp32_logits_through_backward() -> None:
+    """Pull request 1235 deletes them; its parent's recipes name the shifted copy until the next batch."""
+    new, old = (loss_of(engine="torchtune", versions={"torchtune": version}) for version in ("0.3.0", "0.2.1"))
+    assert (old.forward, old.backward - new.backward) == (new.forward, 4 * TOKENS * V)
+    assert old.head - new.head == 4 * TOKENS * V
+
+
 @pytest.mark.parametrize("stage", ["dpo", "kto"])
 def test_a_reference_brings_logits_of_its_own(stage: str) -> None:
     assert loss_of(stage=stage).forward > 1.5 * loss_of().forward
