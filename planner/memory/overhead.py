@@ -13,14 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 from planner.hardware.machine import Machine
+from planner.memory.regime import OWN_LOOPS, TRAINER_ENGINES
 from planner.memory.result import COVERAGE
 from planner.model.spec import ModelSpec
 from planner.rulebook.paths import rules_dir
 from planner.training import ZERO, TrainingSetup
 from planner.units import MIB
 
-# Engines whose training step is transformers' and peft's own code, traced operation by operation.
-TRACED_ENGINES = frozenset({"llamafactory", "transformers", "transformers-pure", "trl", "embedded", "axolotl"})
 # cuBLAS keeps one workspace per handle and stream, two in a training step (forward and autograd threads):
 # 4096 KiB x 2 + 16 KiB x 8 before Hopper, 32 MiB from Hopper on. Source: aten/src/ATen/cuda/CublasHandlePool.cpp.
 WORKSPACES = 2
@@ -96,26 +95,31 @@ def trust_class(setup: TrainingSetup, spec: ModelSpec, ranks: int) -> str:
     """Which residuals speak for this setup: the class whose margin is used. The widest that applies is named.
 
     ``rare`` is what no published peak covers: the parts are traced or read from the source, their sum was never
-    measured on a GPU. DDP adds nothing uncertain to one GPU, so it shares its class.
+    measured on a GPU. ``loop``: engines with a training loop of their own, read and measured; ``foreign``: engines that
+    nothing here knows. DDP adds nothing uncertain to one GPU, so it shares its class.
     """
     sharded = ranks > 1 and setup.parallelism not in (None, "none", "ddp")
-    if setup.engine not in TRACED_ENGINES:
+    own_loop = setup.engine in OWN_LOOPS
+    if setup.engine not in TRAINER_ENGINES and not own_loop:
         return "foreign_sharded" if ranks > 1 else "foreign"
     if spec.remote_code:
         return "remote_code"
+    if own_loop and ranks > 1:
+        return "loop_sharded"
     if _is_rare(setup, spec):
         return "rare_sharded" if sharded else "rare"
     if spec.is_moe:
         return "moe_sharded" if sharded else "moe"
-    return "sharded" if sharded else "traced"
+    return "loop" if own_loop else ("sharded" if sharded else "traced")
 
 
 def _is_rare(setup: TrainingSetup, spec: ModelSpec) -> bool:
-    """Settings that no row of measurements/published.jsonl has, under the engines that are traced."""
+    """Settings that no row of measurements/published.jsonl has."""
     parallel = setup.parallelism in ZERO | {"fsdp2"} or setup.offload != "none"
     split = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel * setup.expert_parallel > 1
     usual = setup.method in ("full", "lora", "qlora") and setup.stage in ("pt", "sft")
-    return parallel or split or not usual or setup.torch_compile or spec.vision is not None
+    compiled = setup.torch_compile and setup.engine in TRAINER_ENGINES  # torchtune's and thunder's rows are compiled
+    return parallel or split or not usual or compiled or spec.vision is not None
 
 
 @lru_cache(maxsize=256)

@@ -37,8 +37,10 @@ CLASSES = {
     "rare_sharded": "sharded settings that no published run covers",
     "moe_sharded": "mixtures of experts under FSDP1",
     "remote_code": "models with modelling code of their own",
-    "foreign": "training programs of other engines on one GPU",
-    "foreign_sharded": "training programs of other engines on several GPUs",
+    "loop": "engines with a training loop of their own on one GPU",
+    "loop_sharded": "engines with a training loop of their own on several GPUs",
+    "foreign": "engines without rules here",
+    "foreign_sharded": "engines without rules here, on several GPUs",
 }
 
 

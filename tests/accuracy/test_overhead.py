@@ -77,6 +77,12 @@ def test_less_is_known_of_several_gpus_and_of_other_engines() -> None:
     assert margins(trust_class(SETUP.but(engine="litgpt"), LLAMA, 1), 0.99)[1] > alone
 
 
+def test_an_engine_without_rules_is_trusted_least() -> None:
+    read, unknown = (trust_class(SETUP.but(engine=name), LLAMA, 1) for name in ("litgpt", "an-engine-of-the-future"))
+    assert (read, unknown) == ("loop", "foreign")
+    assert margins(unknown, 0.99)[1] > 2 * margins(read, 0.99)[1]
+
+
 def test_what_was_never_measured_gets_a_wider_margin() -> None:
     usual = margins(trust_class(SETUP, LLAMA, 1), 0.99)[1]
     for changes in ({"stage": "dpo"}, {"method": "galore"}, {"torch_compile": True}, {"parallelism": "zero2"}):
