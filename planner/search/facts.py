@@ -220,6 +220,7 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "model.architecture": lambda facts: None,
     "model.layers": _spec("layers"),
     "model.max_positions": _spec("max_positions"),
+    "model.learned_positions": lambda facts: bool(facts.spec.position_embeddings) if facts.spec else None,
     "model.is_moe": _spec("is_moe"),
     "model.quantized": _quantized("method"),
     "model.quantized_bits": _quantized("bits"),

@@ -214,7 +214,6 @@ BAD = [
     ({"require": names("zero3"), "pinned": {"parallelism": "ddp"}}, "against --parallelism ddp"),
     ({"require": names("fp16-compute")}, "--require fp16-compute: does not apply"),
     ({"stage": "grpo"}, "rule lf-52-grpo"),
-    ({"seq_len": 100_000}, "rule context-length"),
     ({"require": names("galore", "zero2")}, "rule lf-24-galore-deepspeed"),
     ({"require": names("pure-bf16", "zero3")}, "rule lf-22-pure-bf16-zero3"),
     ({"method": "qlora", "pinned": {"quantization_bit": 8, "parallelism": "fsdp"}}, "rule lf-33-8bit-sharded"),
@@ -229,6 +228,11 @@ def test_impossible_requests_are_one_sentence(fields: dict[str, Any], part: str)
     with pytest.raises(InputError) as problem:
         plan(**fields)
     assert part in problem.value.sentence
+
+
+def test_a_length_beyond_the_models_is_planned_for_with_a_warning() -> None:
+    """Rotary positions do not end; a learned table does."""
+    assert any("33000 is longer than the 32768 positions" in said for said in plan(seq_len=33_000).warnings)
 
 
 def test_requiring_what_the_engine_would_drop_is_bad_input() -> None:

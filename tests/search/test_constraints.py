@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,6 @@ FORBIDDEN = [
     ("parallel-product", {"tensor_parallel": 2}),
     ("parallel-too-large", {"tensor_parallel": 4}),
     ("lora-rank-width", {"lora_rank": 513}),
-    ("context-length", {"seq_len": 32769}),
     ("offload-needs-sharding", {"offload": "optimizer"}),
     ("offload-params-stage", {"offload": "all", "parallelism": "zero2"}),
     ("optimizer-in-backward-accumulation", {"optimizer_in_backward": True, "gradient_accumulation_steps": 2}),
@@ -115,6 +115,15 @@ def test_impossible_combinations_are_refused_by_rule(rule: str, fields: dict[str
     assert rule in {each.rule_id for each in found if each.effect == "forbid"}
     with pytest.raises(InputError, match=r"\(rule [a-z0-9.-]+\)"):
         check(setup(**fields), SPEC, machine(3))
+
+
+def test_a_table_of_positions_ends_and_rotations_do_not() -> None:
+    table = replace(SPEC, position_embeddings=32768)
+    (refused,) = violations(setup(seq_len=32769), table, machine(3))
+    assert (refused.rule_id, refused.effect) == ("context-length", "forbid")
+    (warned,) = violations(setup(seq_len=32769), SPEC, machine(3))
+    assert (warned.rule_id, warned.effect) == ("context-beyond-training", "warn")
+    assert violations(setup(seq_len=32768), table, machine(3)) == ()
 
 
 OLD_CARD = [
