@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner.search.batch import Batch
+from planner.search.choice import rate
 from planner.search.climb import Outcome, Round
 from planner.search.desk import Desk
 from planner.training import TrainingSetup
@@ -33,18 +34,25 @@ def why_spread(desk: Desk, each: Round, setup: TrainingSetup) -> Iterator[str]:
     """Why the chosen setup is replicated or sharded as it is; nothing where one process trains."""
     if desk.machine.world_size == 1 or setup.parallelism == "none":
         return
-    capacity = show_gib(desk.capacity_bytes)
     if setup.parallelism == "ddp":
         price = desk.price(setup)
-        held = f", {show_gib(price.held_bytes)} of {capacity}" if price else ""
+        held = f", {show_gib(price.held_bytes)} of {show_gib(desk.capacity_bytes)}" if price else ""
         yield f"DDP: weights, gradients and states fit each GPU whole{held}"
         return
-    replicated = desk.need(setup.but(parallelism="ddp", offload="none"))
-    if replicated is not None and replicated > desk.capacity_bytes:
-        held = f"whole on each GPU it would need {show_gib(replicated)} of {capacity}"
-    else:
-        held = "it would fit whole on each GPU, with less room for the micro batch"
+    held = _replicated(desk, each, setup)
     yield f"{spread(setup)} over {desk.machine.world_size} GPUs: {held}{_gathered(desk, setup)}"
+
+
+def _replicated(desk: Desk, each: Round, setup: TrainingSetup) -> str:
+    """What replicas would be in place of the shards: too large, or slower at their best."""
+    need = desk.need(setup.but(parallelism="ddp", offload="none"))
+    whole = [other for other in each.space.fitting(desk.capacity_bytes) if other.parallelism == "ddp"]
+    best = max((rate(desk, other) for other in whole), default=None)
+    if best is not None and desk.speed(setup) is not None:
+        return f"whole on each GPU it fits too, at about {best:,.0f} tokens/s against {rate(desk, setup):,.0f}"
+    if need is not None and need > desk.capacity_bytes:
+        return f"whole on each GPU it would need {show_gib(need)} of {show_gib(desk.capacity_bytes)}"
+    return "it would fit whole on each GPU, with less room for the micro batch"
 
 
 def _gathered(desk: Desk, setup: TrainingSetup) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from planner.memory.result import Verdict
 from planner.plan.plan import MethodClass
+from planner.search.choice import best_of, fastest_of
 from planner.search.desk import Desk
 from planner.search.rungs import Rung
-from planner.search.spend import Space, best_of, build_space
+from planner.search.spend import Space, build_space
 from planner.search.walk import Terms
 from planner.training import TrainingSetup
 
@@ -45,9 +46,8 @@ class Round:
 
     def best(self, limit_bytes: int, *, coverage: float = 0.99, offload: Sequence[Rung] = ()) -> TrainingSetup | None:
         """The best setup of the class within a limit; offload rungs come in only where nothing fits without."""
-        objective = self.space.terms.request.objective
         for rung in (None, *offload):
-            fitting = self.space.fitting(limit_bytes, coverage=coverage, offload=rung, smallest=objective == "memory")
+            fitting = self.space.fitting(limit_bytes, coverage=coverage, offload=rung)
             if fitting:
                 return best_of(self.space.desk, fitting, self.space.terms)
         return None
@@ -108,9 +108,15 @@ class Climber:
                     break
         if not found:
             return None
-        winner = best_of(self.desk, [setup for _, setup in found], self.terms)
+        winner = self._winner([setup for _, setup in found])
         chosen = next((each, setup) for each, setup in found if setup is winner)
         return self._outcome("fits", chosen[1], chosen[0])
+
+    def _winner(self, setups: Sequence[TrainingSetup]) -> TrainingSetup | None:
+        """Of the best of each class: the smallest or the fastest."""
+        if self.terms.request.objective == "memory":
+            return best_of(self.desk, setups, self.terms)
+        return fastest_of(self.desk, setups)
 
     def _uncertain(self) -> Outcome | None:
         """What is expected to fit without the margin for what is not known: a try, and said to be one."""

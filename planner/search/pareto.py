@@ -50,11 +50,10 @@ def pareto_front(desk: Desk, outcome: Outcome) -> tuple[FrontPoint, ...]:
 
 def _fitting(desk: Desk, outcome: Outcome, each: Round) -> Iterator[TrainingSetup]:
     """Every setup of a class that may be used here, micro batch by micro batch as far as memory goes."""
-    rungs = [None] if each.best(desk.capacity_bytes) is not None else _offloads(desk, outcome)
+    plain = each.space.fitting(desk.capacity_bytes)
+    rungs = [None] if plain else _offloads(desk, outcome)
     for rung in rungs:
-        for family in each.space.families(rung):
-            for setup in family:
-                yield from _micro_batches(desk, outcome, setup)
+        yield from plain if rung is None else each.space.fitting(desk.capacity_bytes, offload=rung)
 
 
 def _offloads(desk: Desk, outcome: Outcome) -> Sequence[Rung | None]:
@@ -62,12 +61,3 @@ def _offloads(desk: Desk, outcome: Outcome) -> Sequence[Rung | None]:
     asked = outcome.terms.start.offload != "none"
     rungs = [rung for rung in offload_rungs(outcome.terms) if known and not outcome.terms.bar(rung)]
     return [None] if asked else rungs
-
-
-def _micro_batches(desk: Desk, outcome: Outcome, setup: TrainingSetup) -> Iterator[TrainingSetup]:
-    batch = outcome.terms.batch
-    for size in batch.micro_sizes:
-        tried = batch.split(setup, size)
-        if not desk.fits(tried, desk.capacity_bytes) or desk.refusal(tried) is not None:
-            return
-        yield tried

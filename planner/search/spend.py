@@ -1,20 +1,16 @@
-"""Inside one class: every way to hold it that the request allows, and the best use of what memory is left."""
+"""Inside one class: every way to hold it that the request allows, and which of them fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from planner.search.constraints import newly_met
 from planner.search.desk import Desk
 from planner.search.rungs import Rung
 from planner.search.walk import Terms
 from planner.training import Parallelism, TrainingSetup
-
-SAME_SPEED = 0.95  # the speed model errs by about 5 %: closer predictions do not tell two setups apart
-# Across ways of sharding it errs by more (links, kernels, what overlaps): half of its stated error must be exceeded
-# before states that fit one GPU are spread over several.
-SAME_SPEED_OF_SHARDINGS = 0.85
 
 
 @dataclass(eq=False, repr=False)
@@ -58,42 +54,28 @@ class Space:
                 setup = lighter
                 yield setup
 
-    def fitting(
-        self, limit_bytes: int, *, coverage: float = 0.99, offload: Rung | None = None, smallest: bool = False
-    ) -> list[TrainingSetup]:
-        """For each variant the largest micro batch that stays within the limit; ``smallest``: micro batch 1 too.
+    def fitting(self, limit_bytes: int, *, coverage: float = 0.99, offload: Rung | None = None) -> list[TrainingSetup]:
+        """Every setup that stays within the limit: each variant at each micro batch.
 
         Where a light variant does not fit, its heavier ones are not even priced.
         """
         found: list[TrainingSetup] = []
         for family in self.families(offload):
             for setup in family:
-                largest = self._largest(setup, limit_bytes, coverage)
-                if largest is None:
+                sizes = self._sizes(setup, limit_bytes, coverage)
+                if not sizes:
                     break
-                found += [largest, setup] if smallest and largest is not setup else [largest]
+                found += sizes
         return found
 
-    def _largest(self, setup: TrainingSetup, limit_bytes: int, coverage: float) -> TrainingSetup | None:
-        """Bisection over the micro batches that keep the effective batch: memory grows with each.
+    def _sizes(self, setup: TrainingSetup, limit_bytes: int, coverage: float) -> list[TrainingSetup]:
+        """The micro batches that keep the effective batch and fit: memory grows with each, so the first misfit ends it.
 
         But for the largest: a step of one micro batch does not accumulate, and may need less than a smaller one.
         """
-        sizes = self.terms.batch.micro_sizes
-        whole = self.terms.batch.split(setup, sizes[-1])
-        if self._may(whole, limit_bytes, coverage):
-            return whole
-        if not self._may(setup, limit_bytes, coverage):
-            return None
-        best, low, high = setup, 1, len(sizes) - 2
-        while low <= high:
-            middle = (low + high) // 2
-            tried = self.terms.batch.split(setup, sizes[middle])
-            if self._may(tried, limit_bytes, coverage):
-                best, low = tried, middle + 1
-            else:
-                high = middle - 1
-        return best
+        *smaller, whole = (self.terms.batch.split(setup, size) for size in self.terms.batch.micro_sizes)
+        found = list(takewhile(lambda tried: self._may(tried, limit_bytes, coverage), smaller))
+        return [*found, whole] if self._may(whole, limit_bytes, coverage) else found
 
     def _may(self, setup: TrainingSetup, limit_bytes: int, coverage: float) -> bool:
         return self.desk.fits(setup, limit_bytes, coverage=coverage) and self.desk.refusal(setup) is None
@@ -155,37 +137,3 @@ def _freely(desk: Desk, terms: Terms, base: TrainingSetup, rung: Rung) -> Traini
     """The base with a free rung, or as it was where the rung would be refused or dropped by the engine."""
     taken = terms.take(rung, base)
     return base if taken is base or newly_met(base, taken, desk.spec, desk.machine) else taken
-
-
-def best_of(desk: Desk, setups: Iterable[TrainingSetup], terms: Terms) -> TrainingSetup | None:
-    """Quality and speed: the fastest, then the least intrusive sharding, then the most headroom.
-
-    Memory: the smallest, then the fastest.
-    """
-    kept = list(setups)
-    if not kept:
-        return None
-    if terms.request.objective == "memory":
-        return min(kept, key=lambda setup: (desk.need(setup) or 0, -_rate(desk, setup)))
-    fastest = max(_rate(desk, setup) for setup in kept)
-    near = [setup for setup in kept if _rate(desk, setup) >= SAME_SPEED_OF_SHARDINGS * fastest]
-    least = min(_intrusion(terms, setup) for setup in near)
-    alike = [setup for setup in near if _intrusion(terms, setup) == least]
-    fastest = max(_rate(desk, setup) for setup in alike)
-    tied = [setup for setup in alike if _rate(desk, setup) >= SAME_SPEED * fastest]
-    return min(tied, key=lambda setup: desk.need(setup) or 0)
-
-
-def _intrusion(terms: Terms, setup: TrainingSetup) -> int:
-    """How far down the ladder the setup's sharding and offload stand; 0 for none of either."""
-    rungs = enumerate(terms.ladder, start=1)
-    taken = [place for place, rung in rungs if (rung.is_sharding or rung.is_offload) and rung.in_setup(setup)]
-    return max(taken, default=0)
-
-
-def _rate(desk: Desk, setup: TrainingSetup) -> float:
-    """Tokens per second; where nothing is known, larger micro batches without recomputation count as faster."""
-    speed = desk.speed(setup)
-    if speed is not None:
-        return speed.tokens_per_s
-    return setup.micro_batch_size * (1.0 if setup.gradient_checkpointing else 1.3)

@@ -12,7 +12,6 @@ from planner.plan.plan import Request
 from planner.search.climb import Outcome, search
 from planner.search.crews import crews
 from planner.search.desk import Desk
-from planner.search.spend import SAME_SPEED
 from planner.search.walk import Terms, settle
 from planner.units import show_gib
 
@@ -44,8 +43,8 @@ class Found:
 
 
 def search_all(request: Request, machine: Machine, desk_of: Callable[[Terms, Machine], Desk], found: Found) -> Found:
-    """``found`` on the whole machine, or the search on fewer of its cards that is better: of a better rank, or faster
-    by more than the speed model errs.
+    """``found`` on the whole machine, or the search on fewer of its cards that is better: of a better rank, or as good
+    and faster.
     """
     best = found
     for crew in crews(machine):
@@ -69,7 +68,7 @@ def _is_better(other: Found, best: Found) -> bool:
         return other.rank() > best.rank()
     if other.outcome.terms.request.objective == "memory" or other.outcome.chosen is None:
         return False
-    return SAME_SPEED * other.rate > best.rate
+    return other.rate > best.rate
 
 
 def why_these(whole: Found, best: Found) -> Iterator[str]:

@@ -30,6 +30,14 @@ def test_states_that_do_not_fit_are_sharded_and_what_is_gathered_is_said() -> No
     assert "are gathered at a time, which fits beside the rest" in said
 
 
+def test_shards_that_are_taken_for_their_speed_say_so() -> None:
+    answer = plan("8xA100-80GB", "Qwen2.5-0.5B")
+    assert answer.chosen is not None and answer.chosen.speed is not None
+    said = reason(answer, "ZeRO-2 over 8 GPUs: whole on each GPU it fits too, at about ")
+    replicas, _, shards = said.partition("at about ")[2].partition(" tokens/s against ")
+    assert int(replicas.replace(",", "")) < int(shards.replace(",", "")) == round(answer.chosen.speed.tokens_per_s)
+
+
 def test_one_gpu_has_no_word_of_it() -> None:
     answer = plan("1xRTX4090", "Qwen3-8B")
     assert not any("gathered" in each or each.startswith("DDP") for each in answer.reasons)

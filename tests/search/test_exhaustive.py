@@ -19,16 +19,17 @@ from planner.hardware.parse import parse_machine
 from planner.memory.estimate import price
 from planner.model.catalogue import resolve
 from planner.plan.plan import Request
+from planner.search.choice import WORTH_MEMORY, WORTH_SHARDING
 from planner.search.climb import Outcome, search
 from planner.search.constraints import violations
 from planner.search.desk import Desk
 from planner.search.rungs import load_ladder
-from planner.search.spend import SAME_SPEED, SAME_SPEED_OF_SHARDINGS
 from planner.search.walk import Terms, settle
 from planner.speed.estimate import predict_speed
 from planner.training import TrainingSetup
 
 REQUESTS = 200
+SAME = 1 - 1e-9
 SMALLEST = 1.001  # free rungs are always taken, and the fused optimizer costs kilobytes
 CLASSES = ({"method": "full"}, {"method": "lora"}, {"method": "qlora", "quantization_bit": 4})
 SHARDINGS = [rung.changes["parallelism"] for rung in load_ladder() if rung.is_sharding and not rung.on_request]
@@ -112,11 +113,29 @@ def check(outcome: Outcome, points: list[Point], desk: Desk, objective: str) -> 
         assert outcome.chosen.method == CLASSES[best_class]["method"]
     if speed is None:
         return
-    fastest = max(point.rate for point in points)
-    least = min(point.sharding for point in points if point.rate >= SAME_SPEED_OF_SHARDINGS * fastest)
-    alike = [point for point in points if point.sharding == least and point.rate >= SAME_SPEED_OF_SHARDINGS * fastest]
-    assert outcome.chosen.parallelism == alike[0].setup.parallelism
-    assert speed.tokens_per_s >= SAME_SPEED * max(point.rate for point in alike)
+    if objective == "speed":
+        ends = [end_of(place, points) for place in {point.place for point in points}]
+        assert speed.tokens_per_s >= SAME * max(point.rate for point in ends)
+        return
+    end = end_of(best_class, points)
+    assert (outcome.chosen.parallelism, outcome.chosen.gradient_checkpointing) == (
+        end.setup.parallelism,
+        end.setup.gradient_checkpointing,
+    )
+    assert speed.tokens_per_s == pytest.approx(end.rate, rel=1e-3)
+
+
+def end_of(place: int, points: list[Point]) -> Point:
+    """Where the staircase of a class ends: each point in the order of memory, against the one that stands."""
+    climbed = sorted((point for point in points if point.place == place), key=lambda each: (each.need, -each.rate))
+    standing = climbed[0]
+    for point in climbed[1:]:
+        further = point.sharding - standing.sharding
+        alike = point.setup.gradient_checkpointing == standing.setup.gradient_checkpointing
+        worth = WORTH_SHARDING if further > 0 else 1.0 if further < 0 or alike else WORTH_MEMORY
+        if worth * point.rate > standing.rate or (further < 0 and point.rate == standing.rate):
+            standing = point
+    return standing
 
 
 @pytest.mark.parametrize("part", range(4))
