@@ -109,7 +109,7 @@ def _facts(chosen: Configuration, setup: TrainingSetup, context: EmitContext) ->
         ("parallelism", f"{setup.parallelism}, offload {setup.offload}"),
         ("optimizer", setup.optim),
         ("compute dtype", str(setup.compute_dtype)),
-        ("gradient checkpointing", "on" if setup.gradient_checkpointing else "off"),
+        ("gradient checkpointing", _checkpointing(setup)),
         ("attention", setup.attention),
         ("host memory", show_gib(estimate.host_bytes)),
     ]
@@ -117,6 +117,11 @@ def _facts(chosen: Configuration, setup: TrainingSetup, context: EmitContext) ->
         low, high = speed.low_tokens_per_s, speed.high_tokens_per_s
         facts.append(("predicted speed", f"{speed.tokens_per_s:,.0f} tokens/s ({low:,.0f} to {high:,.0f})"))
     return facts
+
+
+def _checkpointing(setup: TrainingSetup) -> str:
+    how = setup.gradient_checkpointing
+    return ("on" if how else "off") if isinstance(how, bool) else f"one layer in {how}"
 
 
 def _method(setup: TrainingSetup) -> str:

@@ -62,7 +62,9 @@ def _found_stretches(
     parts: Parts, regime: Regime, key: tuple[object, ...], carried: Unhashed[Step]
 ) -> tuple[Stretch, ...]:
     step = carried.value
-    found = [stretch for layer in parts.layers for stretch in _stretches(step, layer)]
+    found: list[Stretch] = []
+    for layer in parts.layers:
+        found += _stretches(step, layer, below=sum(stretch.number for stretch in found))
     first = found[0]
     if step.setup.is_adapter and not first.checkpointed and not parts.embedding_trained:
         # a frozen embedding's output needs no gradient, so the first layer keeps less in front of its adapters
@@ -72,7 +74,8 @@ def _found_stretches(
     return tuple(found)
 
 
-def _stretches(step: Step, layer: Layer) -> list[Stretch]:
+def _stretches(step: Step, layer: Layer, *, below: int) -> list[Stretch]:
+    """A run of equal layers with ``below`` others under it; every n-th of all layers is checkpointed, the last of n."""
     setup = step.setup
 
     def stretch(number: int, *, checkpointed: bool) -> Stretch:
@@ -86,7 +89,7 @@ def _stretches(step: Step, layer: Layer) -> list[Stretch]:
     if checkpointing == "selective":
         plain, whole = stretch(layer.count, checkpointed=False), stretch(layer.count, checkpointed=True)
         return [Stretch(layer, layer.count, _selective(plain.curve, whole.curve, layer), False)]
-    wrapped = layer.count // checkpointing
+    wrapped = (below + layer.count) // checkpointing - below // checkpointing
     cut = [(layer.count - wrapped, False), (wrapped, True)]
     return [stretch(number, checkpointed=wrap) for number, wrap in cut if number]
 

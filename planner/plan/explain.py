@@ -8,7 +8,7 @@ from planner.errors import PlannerError
 from planner.memory.host import CHECKPOINTS_KEPT, checkpoints_kept
 from planner.plan.guides import rule_of_thumb
 from planner.plan.plan import Configuration
-from planner.plan.ways import crowded, other_ways, spread, why_spread
+from planner.plan.ways import checkpointing, crowded, other_ways, spread, why_spread
 from planner.rulebook.load import engine_rows
 from planner.search.climb import Outcome, Round, offload_rungs
 from planner.search.desk import Desk
@@ -24,7 +24,7 @@ ADAPTER_FIELDS = ("lora_rank", "lora_target", "lora_dropout")
 def held_by(setup: TrainingSetup) -> str:
     """``ZeRO-3, micro batch 1, checkpointing``: how a setup is held, in a few words."""
     words = [spread(setup), f"micro batch {setup.micro_batch_size}"]
-    words += ["checkpointing"] if setup.gradient_checkpointing else ["no checkpointing"]
+    words += [checkpointing(setup)]
     words += [f"offload of {setup.offload}"] if setup.offload != "none" else []
     return ", ".join(words)
 

@@ -30,6 +30,14 @@ def spread(setup: TrainingSetup) -> str:
     return WORDS.get(parallelism, parallelism.upper())
 
 
+def checkpointing(setup: TrainingSetup) -> str:
+    """``checkpointing``, ``no checkpointing``, or of how many layers one is checkpointed."""
+    how = setup.gradient_checkpointing
+    if isinstance(how, bool):
+        return "checkpointing" if how else "no checkpointing"
+    return "selective checkpointing" if how == "selective" else f"checkpointing of one layer in {how}"
+
+
 def why_spread(desk: Desk, each: Round, setup: TrainingSetup) -> Iterator[str]:
     """Why the chosen setup is replicated or sharded as it is; nothing where one process trains."""
     if desk.machine.world_size == 1 or setup.parallelism == "none":

@@ -77,16 +77,17 @@ class RungRow(Row):
     """One step of the ladder: the setup fields it changes, when it applies, and what it costs beyond bytes.
 
     ``needs`` says in words what ``when`` asks for.
-    ``steps`` instead of ``changes``: a field that is lowered as far as needed (micro batch, length). ``through``
-    lists the parallelism that the rung needs, best first. ``environment`` are variables of the launch that belong
-    to the rung. ``on_request`` rungs are shown with their price and taken only when allowed or required.
+    ``steps`` instead of ``changes``: a field that is lowered as far as needed (micro batch, length, of how many layers
+    one is checkpointed). ``through`` lists the parallelism that the rung needs, best first. ``environment`` are
+    variables of the launch that belong to the rung. ``on_request`` rungs are shown with their price and taken only when
+    allowed or required.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     title: str
     tier: int = Field(ge=0, le=5)
     changes: dict[str, Any] = {}
-    steps: Literal["micro_batch_size", "seq_len"] | None = None
+    steps: Literal["micro_batch_size", "seq_len", "gradient_checkpointing"] | None = None
     through: list[Literal["zero2", "zero3", "fsdp", "fsdp2"]] = []
     environment: dict[str, str] = {}
     when: list[ConditionRow] = []

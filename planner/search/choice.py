@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from planner.search.desk import Desk
 from planner.search.walk import Terms
+from planner.speed.estimate import recomputed
 from planner.training import TrainingSetup
 
 # What a setup must promise before it takes the place of one that needs less memory. Within one way of sharding the
@@ -84,4 +85,4 @@ def rate(desk: Desk, setup: TrainingSetup) -> float:
     speed = desk.speed(setup)
     if speed is not None:
         return speed.tokens_per_s
-    return setup.micro_batch_size * (1.0 if setup.gradient_checkpointing else 1.3)
+    return setup.micro_batch_size * (1.3 - 0.3 * recomputed(setup, desk.spec.layers))

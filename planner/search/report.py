@@ -46,6 +46,9 @@ class Teller:
             return self.outcome.terms.batch.split(state, end.micro_batch_size) if changed else None
         if rung.steps == "seq_len":
             return state.but(seq_len=end.seq_len) if self.outcome.shortened else None
+        if rung.steps == "gradient_checkpointing":
+            some = type(end.gradient_checkpointing) is int
+            return state.but(gradient_checkpointing=end.gradient_checkpointing) if some else None
         if rung.environment and not rung.changes:
             return state
         return self.outcome.terms.take(rung, state) if rung.in_setup(end) else None
@@ -100,6 +103,8 @@ class Teller:
             return end
         if rung.steps == "seq_len":
             return end.but(seq_len=max(1, end.seq_len // 2))
+        if rung.steps == "gradient_checkpointing":
+            return end.but(gradient_checkpointing=2)
         taken = terms.take(rung, end)
         if rung.through and taken.parallelism not in rung.through and "parallelism" not in terms.fixed:
             taken = taken.but(parallelism=rung.through[-1])

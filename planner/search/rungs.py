@@ -27,7 +27,7 @@ class Rung:
     title: str
     tier: int
     changes: Mapping[str, Any]
-    steps: Literal["micro_batch_size", "seq_len"] | None
+    steps: Literal["micro_batch_size", "seq_len", "gradient_checkpointing"] | None
     through: tuple[Parallelism, ...]
     environment: Mapping[str, str]
     when: tuple[Condition, ...]
@@ -47,6 +47,11 @@ class Rung:
     def is_sharding(self) -> bool:
         """True where the rung is a way to spread one training over GPUs."""
         return "parallelism" in self.changes
+
+    @property
+    def sets_fields(self) -> bool:
+        """True where the rung changes how a setup is held, its batch and length aside."""
+        return bool(self.changes) or self.steps == "gradient_checkpointing"
 
     @property
     def is_offload(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 
 from planner.search.constraints import newly_met
@@ -46,12 +47,18 @@ class Space:
         return tuple(name for name in carriers if name not in self.terms.request.forbid)
 
     def _lightened(self, setup: TrainingSetup) -> Iterator[TrainingSetup]:
-        """The setup with none, one, two ... of the light rungs."""
-        yield setup
-        for rung in self.light:
-            lighter = self.terms.take(rung, setup)
-            if lighter is not setup:
+        """The setup with none, one, two ... of the light rungs; a required one is in all of them."""
+        required = [rung for rung in self.light if rung.id in self.terms.request.require]
+        if not required:
+            yield setup
+        for rung in required or self.light:
+            if rung.steps is not None:
+                every = numbers_of_layers(self.desk.spec.layers)
+                yield from (setup.but(gradient_checkpointing=number) for number in every)
+            elif (lighter := self.terms.take(rung, setup)) is not setup:
                 setup = lighter
+                yield setup
+            elif required:
                 yield setup
 
     def fitting(self, limit_bytes: int, *, coverage: float = 0.99, offload: Rung | None = None) -> list[TrainingSetup]:
@@ -101,6 +108,12 @@ class Space:
         return next((reason for reason in reasons if reason), "no sharding is left to hold it")
 
 
+@cache
+def numbers_of_layers(layers: int) -> tuple[int, ...]:
+    """For every n-th layer: an n for each number of layers that can be met so, from one layer to half of them."""
+    return tuple(sorted({layers // (layers // every) for every in range(2, layers + 1)}, reverse=True))
+
+
 def build_space(desk: Desk, terms: Terms, rung: Rung | None, rungs: Iterable[Rung]) -> Space:
     """The space of a class: free rungs are taken at once, sharding and light ones become choices.
 
@@ -120,7 +133,7 @@ def _gather(desk: Desk, terms: Terms, start: TrainingSetup, rungs: Iterable[Rung
     shardings: list[Parallelism] = [start.parallelism or "none"]
     light: list[Rung] = []
     for rung in rungs:
-        if terms.bar(rung) or rung.steps or rung.is_class or rung.is_offload or not rung.changes:
+        if terms.bar(rung) or rung.is_class or rung.is_offload or not rung.sets_fields:
             continue
         if terms.unmet(rung, base, desk.spec, desk.machine):
             continue

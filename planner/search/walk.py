@@ -73,7 +73,7 @@ class Terms:
     def _is_fixed(self, rung: Rung) -> bool:
         if rung.steps == "micro_batch_size":
             return self.batch.fixed_micro is not None
-        return False
+        return rung.steps in self.fixed
 
 
 def _said(value: Any) -> str:

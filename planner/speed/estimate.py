@@ -119,7 +119,7 @@ def _step_parts(
 ) -> dict[str, float]:
     """Seconds of one optimizer step by what they are spent on."""
     steps = setup.gradient_accumulation_steps
-    micro = _micro_parts(setup, card, work, rates)
+    micro = _micro_parts(setup, spec.layers, card, work, rates)
     arithmetic = micro["arithmetic"] + micro["memory traffic"]
     launches = max(0.0, micro["kernel launches"] - arithmetic)
     hidden = rates.overlap * (arithmetic + launches)
@@ -143,11 +143,11 @@ def _exposed_s(traffic_s: float, hidden_s: float, rates: Rates) -> float:
     return max(rates.exposed * traffic_s, traffic_s - hidden_s)
 
 
-def _micro_parts(setup: TrainingSetup, card: _Card, work: TokenWork, rates: Rates) -> dict[str, float]:
+def _micro_parts(setup: TrainingSetup, layers: int, card: _Card, work: TokenWork, rates: Rates) -> dict[str, float]:
     """Seconds of one forward and backward pass of a micro batch, apart from links."""
     shared = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel
     tokens = setup.seq_len * setup.micro_batch_size * setup.sequences_per_sample / shared
-    again = _recomputed(setup)
+    again = recomputed(setup, layers)
     reference = 1.0 if setup.stage in WITH_REFERENCE else 0.0
     flops = work.matmul_flops * (2 + work.weight_share + reference) + again * (
         work.matmul_flops - work.head_flops - work.last_flops
@@ -165,13 +165,15 @@ def _micro_parts(setup: TrainingSetup, card: _Card, work: TokenWork, rates: Rate
     }
 
 
-def _recomputed(setup: TrainingSetup) -> float:
-    """Part of the forward pass that backward runs again."""
+def recomputed(setup: TrainingSetup, layers: int) -> float:
+    """Part of the forward pass that backward runs again, in a model of so many layers."""
     if setup.gradient_checkpointing is True:
         return 1.0
     if setup.gradient_checkpointing is False:
         return 0.0
-    return 0.15 if setup.gradient_checkpointing == "selective" else 1.0 / int(setup.gradient_checkpointing)
+    if setup.gradient_checkpointing == "selective":
+        return 0.15
+    return layers // int(setup.gradient_checkpointing) / max(1, layers)
 
 
 def _dequantized_bytes(setup: TrainingSetup, work: TokenWork) -> float:
@@ -245,4 +247,4 @@ def _offload_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, way: Pat
     held = (setup.quantization_bit or 16) / 8
     mine = held * spec.parameters / data_ranks(setup, machine)
     rate = min(way.to_host, way.drive / machine.gpus_per_node) if setup.offload == "nvme" else way.to_host
-    return mine * (2 + _recomputed(setup)) / rate
+    return mine * (2 + recomputed(setup, spec.layers)) / rate

@@ -48,6 +48,7 @@ SCRIPT = Script(
     modules=("embedded/train.py", "embedded/checkpoints.py", "embedded/sharding.py"),
     trains_in_fp32=True,
     check=_check,
+    leaves_layers_out=True,
     unread=frozenset(
         {
             "gradient_checkpointing_kwargs",

@@ -46,7 +46,8 @@ class Script:
     """One engine of this kind: its id, its name in sentences, its settings file, its modules under ``templates/``.
 
     ``trains_in_fp32``: weights of full fine-tuning are made fp32 unless the setup says otherwise. ``check`` says what
-    only this script cannot do, and why; ``unread`` are arguments of the Trainer that it has no use for.
+    only this script cannot do, and why; ``unread`` are arguments of the Trainer that it has no use for;
+    ``leaves_layers_out``: it can checkpoint every n-th layer.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Script:
     trains_in_fp32: bool
     check: Callable[[TrainingSetup], tuple[str, str] | None]
     unread: frozenset[str] = frozenset()
+    leaves_layers_out: bool = False
 
     def refuse(self, what: str, why: str) -> UnsupportedError:
         """The error for ``what`` this engine cannot run."""
@@ -103,10 +105,10 @@ def _switches(script: Script, setup: TrainingSetup, context: EmitContext) -> Val
     own_loss = "fused_linear" if setup.liger_kernel else "torch"
     if setup.loss not in (None, own_loss):
         raise script.refuse(f"loss {setup.loss}", f"with these kernels its loss is {own_loss}")
-    if not isinstance(setup.gradient_checkpointing, bool):
-        raise script.refuse(
-            f"gradient_checkpointing {setup.gradient_checkpointing}", "it checkpoints every layer or none"
-        )
+    how = setup.gradient_checkpointing
+    if isinstance(how, str) or not (isinstance(how, bool) or script.leaves_layers_out):
+        whole = "every layer, every n-th or none" if script.leaves_layers_out else "every layer or none"
+        raise script.refuse(f"gradient_checkpointing {how}", f"it checkpoints {whole}")
     for name in ("activation_offload", "unsloth", "optimizer_in_backward"):
         if getattr(setup, name):
             raise script.refuse(name, "the Trainer has no such switch")
@@ -222,7 +224,7 @@ def _arguments(setup: TrainingSetup, context: EmitContext) -> Values:
         "optim": setup.optim,
         "bf16": setup.compute_dtype == "bf16",
         "fp16": setup.compute_dtype == "fp16",
-        "gradient_checkpointing": bool(setup.gradient_checkpointing),
+        "gradient_checkpointing": setup.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "use_liger_kernel": setup.liger_kernel,
         "torch_compile": setup.torch_compile,

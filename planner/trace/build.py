@@ -103,6 +103,8 @@ def _checkpoint(model: Any, job: Job) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": job.reentrant})
+    for place, layer in enumerate(blocks_of(model), start=1):
+        layer.gradient_checkpointing = place % int(job.gradient_checkpointing) == 0
     if job.method != "full":
         model.enable_input_require_grads()
 

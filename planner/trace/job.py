@@ -63,7 +63,7 @@ class Job:
     freeze_trainable_layers: int
     names_linears: bool
     experts_apart: bool
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | int
     reentrant: bool
     attention: str
     liger_kernel: bool
@@ -91,6 +91,11 @@ class Job:
     def vocab(self) -> int:
         """Rows of the output head."""
         return int(self.config["vocab_size"])
+
+
+def _checkpointing(setup: TrainingSetup) -> bool | int:
+    how = setup.gradient_checkpointing
+    return bool(how) if isinstance(how, str) else how
 
 
 def job_of(setup: TrainingSetup, spec: ModelSpec, config: Mapping[str, Any], machine: Machine) -> Job:
@@ -123,7 +128,7 @@ def job_of(setup: TrainingSetup, spec: ModelSpec, config: Mapping[str, Any], mac
         freeze_trainable_layers=setup.freeze_trainable_layers,
         names_linears=setup.engine == "llamafactory",
         experts_apart=spec.is_moe and not regime.stacked_experts,
-        gradient_checkpointing=bool(setup.gradient_checkpointing),
+        gradient_checkpointing=_checkpointing(setup),
         reentrant=regime.reentrant,
         attention=setup.attention,
         liger_kernel=setup.liger_kernel,
@@ -197,8 +202,8 @@ REASONS: tuple[tuple[Test, str], ...] = (
     (lambda s, m, c, r: s.unsloth, "unsloth has kernels of its own"),
     (lambda s, m, c, r: s.optimizer_in_backward, "optimizer_in_backward has no step here"),
     (
-        lambda s, m, c, r: not isinstance(s.gradient_checkpointing, bool),
-        "gradient_checkpointing {setup.gradient_checkpointing!r} has no step here (true and false have)",
+        lambda s, m, c, r: s.gradient_checkpointing == "selective",
+        "gradient_checkpointing 'selective' has no step here (true, false and every n-th layer have)",
     ),
     (
         lambda s, m, c, r: r.quantized == "gptq",

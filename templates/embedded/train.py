@@ -26,6 +26,7 @@ from samples import IGNORED, Collator, train_and_eval
 from sharding import shard
 from transformers import AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 ZERO = ("zero1", "zero2", "zero3")
 
@@ -64,7 +65,15 @@ def prepare_model(settings, accelerator, weights):
         _apply_liger_kernel_to_instance(model=model.get_base_model() if adapter else model)
     if arguments["gradient_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        leave_layers_out(model, every=int(arguments["gradient_checkpointing"]))
     return model
+
+
+def leave_layers_out(model, every):
+    """Checkpointing of every n-th layer, counted from the first; 1 is all of them."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for place, layer in enumerate(layers, start=1):
+        layer.gradient_checkpointing = place % every == 0
 
 
 def make_optimizer(model, arguments):

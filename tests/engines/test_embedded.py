@@ -69,6 +69,23 @@ def test_two_processes_learn_what_one_does(
     assert (folder / "output" / "model.safetensors").stat().st_size > 100_000
 
 
+def test_leaving_layers_out_of_checkpointing_learns_the_same(
+    newest: ScriptEngine, newest_tiny_model: Path, tmp_path: Path, whole: dict[int, float]
+) -> None:
+    folder = folder_for(tmp_path / "some", **WHOLE, micro_batch_size=2, gradient_checkpointing=2)
+    assert train(newest, folder, newest_tiny_model) == pytest.approx(whole, abs=2e-3)
+    which = (
+        "import sys; sys.argv = ['train.py'];"
+        "from train import leave_layers_out; from transformers import AutoConfig, AutoModelForCausalLM;"
+        f"config = AutoConfig.from_pretrained({str(newest_tiny_model)!r}, num_hidden_layers=7);"
+        "model = AutoModelForCausalLM.from_config(config); model.gradient_checkpointing_enable();"
+        "print([[leave_layers_out(model, n), *(int(each.gradient_checkpointing) for each in model.model.layers)][1:]"
+        " for n in (1, 2, 3)])"
+    )
+    done = newest.run(str(newest.python), "-c", which, cwd=folder)
+    assert done.stdout.splitlines()[-1] == str([[1] * 7, [0, 1, 0, 1, 0, 1, 0], [0, 0, 1, 0, 0, 1, 0]]), done.stderr
+
+
 def test_zero_2_learns_the_same(
     engine: ScriptEngine, tiny_model: Path, tmp_path: Path, whole: dict[int, float]
 ) -> None:

@@ -1,8 +1,8 @@
 """The search against brute force: every combination of the knobs it may turn, priced one by one.
 
-A request's space is each class with every sharding, with and without checkpointing and the fused kernels, either
-attention and optimizer, and every micro batch that keeps the effective batch. The search leaves most of it out because
-something else is never worse; here nothing is left out.
+A request's space is each class with every sharding, checkpointing of none, some or all layers, with and without fused
+kernels, either attention and optimizer, and every micro batch that keeps the effective batch. The search leaves most of
+it out because something else is never worse; here nothing is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from planner.search.constraints import violations
 from planner.search.desk import Desk
 from planner.search.rungs import load_ladder
 from planner.search.walk import Terms, settle
-from planner.speed.estimate import predict_speed
+from planner.speed.estimate import predict_speed, recomputed
 from planner.training import TrainingSetup
 
 REQUESTS = 200
@@ -60,6 +60,7 @@ def requests() -> Iterator[tuple[Request, str]]:
             seq_len=chance.choice([512, 1024, 2048, 4096]),
             global_batch=chance.choice([1, 4, 8, 24]),
             objective=chance.choice(["quality", "quality", "speed", "memory"]),
+            engine=chance.choice(["llamafactory", "llamafactory", "llamafactory", "embedded"]),
         )
         yield request, chance.choice(MACHINES)
 
@@ -70,7 +71,12 @@ def space(desk: Desk, terms: Terms) -> Iterator[TrainingSetup]:
     dtype = "bf16" if desk.machine.smallest.kind is None or "bf16" in desk.machine.smallest.kind.dtypes else "fp16"
     shardings = [start] + [name for name in SHARDINGS if desk.machine.world_size > 1]
     for fields, sharding, checkpointing, liger, attention, optim in itertools.product(
-        CLASSES, shardings, (False, True), (False, True), ("eager", "sdpa"), ("adamw_torch", "adamw_torch_fused")
+        CLASSES,
+        shardings,
+        held_how(desk, terms),
+        (False, True),
+        ("eager", "sdpa"),
+        ("adamw_torch", "adamw_torch_fused"),
     ):
         setup = terms.start.but(
             **fields, parallelism=sharding, gradient_checkpointing=checkpointing, liger_kernel=liger,
@@ -78,6 +84,12 @@ def space(desk: Desk, terms: Terms) -> Iterator[TrainingSetup]:
         )  # fmt: skip
         for micro in terms.batch.micro_sizes:
             yield terms.batch.split(setup, micro)
+
+
+def held_how(desk: Desk, terms: Terms) -> tuple[bool | int, ...]:
+    """Which layers are checkpointed: none, all, or every n-th where the engine can."""
+    some = range(2, desk.spec.layers + 1) if terms.request.engine == "embedded" else ()
+    return (False, True, *some)
 
 
 def brute_force(desk: Desk, terms: Terms) -> list[Point]:
@@ -118,10 +130,8 @@ def check(outcome: Outcome, points: list[Point], desk: Desk, objective: str) -> 
         assert speed.tokens_per_s >= SAME * max(point.rate for point in ends)
         return
     end = end_of(best_class, points)
-    assert (outcome.chosen.parallelism, outcome.chosen.gradient_checkpointing) == (
-        end.setup.parallelism,
-        end.setup.gradient_checkpointing,
-    )
+    assert outcome.chosen.parallelism == end.setup.parallelism
+    assert recomputed(outcome.chosen, desk.spec.layers) == recomputed(end.setup, desk.spec.layers)
     assert speed.tokens_per_s == pytest.approx(end.rate, rel=1e-3)
 
 

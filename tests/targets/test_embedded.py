@@ -52,6 +52,7 @@ def test_whole_models_train_in_fp32_and_adapters_on_the_stored_dtype() -> None:
         ({"stage": "dpo"}, "LLaMA-Factory has the others"),
         ({"method": "freeze"}, "dora, full, lora, qlora"),
         ({"optim": "galore_adamw"}, "optim galore_adamw: it knows adamw_torch"),
+        ({"gradient_checkpointing": "selective"}, "every layer, every n-th or none"),
         ({"parallelism": "fsdp"}, "choose fsdp2"),
         ({"parallelism": "fsdp2", "method": "qlora"}, "fsdp2 with quantization_bit 4"),
         ({"parallelism": "fsdp2", "offload": "all"}, "fsdp2 with offload all"),

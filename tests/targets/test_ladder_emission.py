@@ -59,8 +59,20 @@ def test_every_rung_is_emitted_at_its_price(rung: str | None) -> None:
     assert seen or rung in CANNOT_BE_REQUIRED
 
 
-# Rungs that no card of the list above takes: fp16 is for cards without bf16, tested below.
-CANNOT_BE_REQUIRED = {"fp16-compute"}
+# Rungs that no plan above takes: fp16 is for cards without bf16, and LLaMA-Factory checkpoints all layers or none; both
+# are tested below.
+CANNOT_BE_REQUIRED = {"fp16-compute", "partial-checkpointing"}
+
+
+def test_checkpointing_of_some_layers_is_emitted_at_its_price() -> None:
+    request = Request(model="7B", gpus="1x24GB", engine="embedded", require=frozenset({"partial-checkpointing"}))
+    plan = make_plan(request, resolve("7B"), parse_machine("1x24GB"))
+    assert plan.chosen is not None
+    how = plan.chosen.setup.gradient_checkpointing
+    assert type(how) is int and how >= 2
+    back = TARGETS["embedded"].read(plan_files(plan), hidden_of=lambda model: resolve(model).hidden).setup
+    assert back.gradient_checkpointing == how
+    assert price(back, resolve(back.model), plan.machine) == price(plan.chosen.setup, plan.model, plan.machine)
 
 
 def test_a_card_without_bf16_gets_fp16() -> None:

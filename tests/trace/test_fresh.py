@@ -111,3 +111,16 @@ def test_an_architecture_that_is_not_here_is_one_sentence(tmp_path: Path) -> Non
     code, document, err = plan_trace("--model", str(tmp_path), "--gpus", "1x24GB", "--engine", "transformers")
     assert code == 2
     assert "qwen" in document["error"] and err.count("error:") == 1
+
+
+def test_every_other_layer_checkpointed_is_traced_as_it_is_priced(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, "num_hidden_layers": 12, "vocab_size": 256}))
+    found = {}
+    for how in ("true", "2", "false"):
+        words = ("--model", str(tmp_path), "--gpus", "1x24GB", "--engine", "embedded", "--method", "full")
+        held = ("--gradient-checkpointing", how, "--micro-batch-size", "4")
+        _code, document, _err = plan_trace(*words, *held)
+        traced, ours = document["traced"]["allocated_bytes"], document["estimate"]["allocated_bytes"]
+        assert ours == pytest.approx(traced, rel=0.01), how
+        found[how] = traced
+    assert found["true"] < found["2"] < found["false"]
