@@ -36,6 +36,7 @@ def plan_screen(plan: Plan, written: Written | None = None) -> RenderableType:
         Text(),
         configuration_table(plan),
         Text("batch: samples a GPU × accumulation × GPUs   left: GiB under the capacity", style="dim"),
+        *_decided(plan),
         Text(),
         *(_closeup(shown, is_chosen=plan.chosen is not None) if shown else ()),
         *_data_notes(plan),
@@ -45,6 +46,18 @@ def plan_screen(plan: Plan, written: Written | None = None) -> RenderableType:
         *notes("warning", plan.warnings, style="yellow"),
         *_next_step(written),
     )
+
+
+def _decided(plan: Plan) -> list[RenderableType]:
+    """How many setups stand behind the table."""
+    from rich.text import Text
+
+    space = plan.space
+    if space is None:
+        return []
+    return [
+        Text(f"of {space.valid:,} valid setups {space.priced:,} were priced, the rest excluded by bounds", style="dim")
+    ]
 
 
 def job_line(plan: Plan) -> Text:

@@ -13,6 +13,7 @@ from planner.model.spec import ModelSpec
 from planner.plan.explain import assumptions_of, reasons_of, warnings_of
 from planner.plan.plan import Plan, Request
 from planner.plan.remedies import remedies_of
+from planner.search.census import census
 from planner.search.climb import Outcome, Rivals, search
 from planner.search.constraints import violations
 from planner.search.desk import Desk, PriceFunction, SpeedFunction
@@ -49,7 +50,8 @@ def make_plan(
     desk, outcome = best.desk, best.outcome
     tabler = Tabler(desk, outcome, _explainer(spec, desk.machine, estimate), Rivals(desk, outcome.terms))
     plan = _plan(desk, outcome, tabler)
-    return replace(plan, request=request, reasons=(*plan.reasons, *why_these(whole, best)))
+    reasons = (*plan.reasons, *why_these(whole, best))
+    return replace(plan, request=request, reasons=reasons, space=census(desk, outcome))
 
 
 def _desk(

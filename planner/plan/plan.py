@@ -97,6 +97,24 @@ class FrontPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """Valid setups that were not priced, because a bound excludes them."""
+
+    bound: str
+    count: int
+    because: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Census:
+    """The valid setups of a request: how many were priced, and how many each bound excludes; they add up."""
+
+    valid: int
+    priced: int
+    excluded: tuple[Excluded, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RungReport:
     """One rung of the walk: applied or why not, required bytes before and after, the slowdown it costs."""
 
@@ -133,6 +151,7 @@ class Plan:
     nearest_miss: Configuration | None = None
     remedies: tuple[str, ...] = ()
     pareto: tuple[FrontPoint, ...] = ()
+    space: Census | None = None
     data: Lengths | None = None
     folder: str | None = None
     files: tuple[str, ...] = ()

@@ -38,6 +38,11 @@ class Rule:
     engines: frozenset[str]
     packages: tuple[str, ...]
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The facts that the rule looks at."""
+        return frozenset(name for each in self.when for name in (each.field, each.other) if name)
+
     def met(self, facts: Facts) -> bool:
         """True if every condition holds."""
         for condition in self.when:  # noqa: SIM110 - called thousands of times: a generator costs as much as the test
@@ -128,6 +133,13 @@ def _values(condition: Condition) -> tuple[Any, ...]:
 def _met(facts: Facts, *, of_files: bool = False) -> Iterator[Rule]:
     index = _index(facts.setup.engine, of_files=of_files)
     return (rule for rule in index.candidates(facts) if rule.met(facts))
+
+
+@cache
+def refusing_rules(engine: str) -> tuple[Rule, ...]:
+    """The rules about an engine's setups that keep one from being recommended."""
+    effects = ("forbid", "unproven", "ignored")
+    return tuple(rule for rule in _rules(of_files=False) if rule.effect in effects and rule.engines & {"*", engine})
 
 
 def violations(

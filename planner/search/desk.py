@@ -41,6 +41,7 @@ class Desk:
     speed_of: SpeedFunction
     tolerated: frozenset[str] = frozenset()
     _prices: dict[Any, Price | str] = field(default_factory=dict)
+    _looked_at: list[TrainingSetup] = field(default_factory=list)
     _speeds: dict[Any, Speed | None] = field(default_factory=dict)
     _refusals: dict[Any, str | None] = field(default_factory=dict)
 
@@ -53,6 +54,10 @@ class Desk:
         """Bytes, or None where the setup cannot be priced."""
         found = self._priced(setup)
         return None if isinstance(found, str) else found
+
+    def looked_at(self) -> tuple[TrainingSetup, ...]:
+        """Every setup that was priced, or found to have no price."""
+        return tuple(self._looked_at)
 
     def problem(self, setup: TrainingSetup) -> str | None:
         """Why the setup cannot be priced, or None."""
@@ -108,6 +113,7 @@ class Desk:
     def _priced(self, setup: TrainingSetup) -> Price | str:
         key = _key(setup)
         if key not in self._prices:
+            self._looked_at.append(setup)
             try:
                 self._prices[key] = self.price_of(setup, self.spec, self.machine)
             except PlannerError as problem:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
+from typing import Any
 
 from planner.search.constraints import newly_met
 from planner.search.desk import Desk
@@ -16,13 +17,15 @@ from planner.training import Parallelism, TrainingSetup
 
 @dataclass(eq=False, repr=False)
 class Space:
-    """The setups of one class: ``base`` with the free rungs taken, and the rungs that may come on top."""
+    """The setups of one class: ``base`` with the ``free`` rungs taken where they work, and what may come on top."""
 
     desk: Desk
     terms: Terms
     base: TrainingSetup
     shardings: tuple[Parallelism, ...]
     light: tuple[Rung, ...]
+    free: tuple[Rung, ...]
+    own: frozenset[str]  # fields that the class sets
 
     def families(self, offload: Rung | None = None) -> Iterator[list[TrainingSetup]]:
         """For each sharding the setups that no rule refuses, at the smallest micro batch, the lightest first."""
@@ -31,9 +34,26 @@ class Space:
             held = self.base.but(parallelism=parallelism)
             held = self.terms.take(offload, held) if offload else held
             setups = self._lightened(self.terms.batch.split(held, smallest))
-            allowed = [setup for setup in setups if self.desk.refusal(setup) is None]
+            allowed = [setup for setup in setups if self._is_usable(setup)]
             if allowed:
                 yield allowed[::-1]
+
+    def _is_usable(self, setup: TrainingSetup) -> bool:
+        """Whether rules leave the setup at its smallest micro batch, or at the one that does not accumulate."""
+        whole = self.terms.batch.split(setup, self.terms.batch.micro_sizes[-1])
+        return self.desk.refusal(setup) is None or self.desk.refusal(whole) is None
+
+    def choices(self, knobs: Sequence[str]) -> tuple[tuple[Any, ...], ...]:
+        """For each field that free rungs change, the values it may have: theirs, and what it is without them."""
+        return tuple(tuple(dict.fromkeys(self._values(name))) for name in knobs)
+
+    def _values(self, name: str) -> Iterator[Any]:
+        """What was asked for, by a flag or by allowing a rung, is not left out again."""
+        yield getattr(self.base, name)
+        allowed = (rung for rung in self.free if rung.on_request and rung.in_setup(self.base))
+        if name not in self.terms.fixed and name not in self.own and not any(name in rung.changes for rung in allowed):
+            yield getattr(self.terms.start, name)
+            yield from (rung.changes[name] for rung in self.free if name in rung.changes)
 
     def _shardings(self, offload: Rung | None) -> tuple[Parallelism, ...]:
         """Parallelism to try; with offload only what can carry it, which then may be ZeRO on one GPU too."""
@@ -91,7 +111,8 @@ class Space:
         """The setup that needs least, fitting or not; None if nothing may be used or priced."""
         sizes = self.terms.batch.micro_sizes
         lightest = [family[0] for family in self.families(offload)]
-        tried = [self.terms.batch.split(setup, size) for setup in lightest for size in {sizes[0], sizes[-1]}]
+        ends = [self.terms.batch.split(setup, size) for setup in lightest for size in {sizes[0], sizes[-1]}]
+        tried = [setup for setup in ends if self.desk.refusal(setup) is None]
         needs = [(self.desk.need(setup), setup) for setup in tried]
         known = [(need, setup) for need, setup in needs if need is not None]
         return min(known, key=lambda pair: pair[0])[1] if known else None
@@ -121,17 +142,18 @@ def build_space(desk: Desk, terms: Terms, rung: Rung | None, rungs: Iterable[Run
     """
     start = terms.take(rung, terms.start) if rung else terms.start
     held = rung.changes if rung else {}
-    return _gather(desk, terms, start, (each for each in rungs if not _against(each, held)))
+    return _gather(desk, terms, start, (each for each in rungs if not _against(each, held)), frozenset(held))
 
 
 def _against(rung: Rung, held: Mapping[str, object]) -> bool:
     return any(name in held and held[name] != value for name, value in rung.changes.items())
 
 
-def _gather(desk: Desk, terms: Terms, start: TrainingSetup, rungs: Iterable[Rung]) -> Space:
+def _gather(desk: Desk, terms: Terms, start: TrainingSetup, rungs: Iterable[Rung], own: frozenset[str]) -> Space:
     base = start
     shardings: list[Parallelism] = [start.parallelism or "none"]
     light: list[Rung] = []
+    free: list[Rung] = []
     for rung in rungs:
         if terms.bar(rung) or rung.is_class or rung.is_offload or not rung.sets_fields:
             continue
@@ -141,9 +163,10 @@ def _gather(desk: Desk, terms: Terms, start: TrainingSetup, rungs: Iterable[Rung
             shardings += [] if "parallelism" in terms.fixed else [rung.changes["parallelism"]]
         elif rung.tier == 0:
             base = _freely(desk, terms, base, rung)
+            free.append(rung)
         else:
             light.append(rung)
-    return Space(desk, terms, base, tuple(dict.fromkeys(shardings)), tuple(light))
+    return Space(desk, terms, base, tuple(dict.fromkeys(shardings)), tuple(light), tuple(free), own)
 
 
 def _freely(desk: Desk, terms: Terms, base: TrainingSetup, rung: Rung) -> TrainingSetup:
