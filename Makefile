@@ -101,7 +101,7 @@ accuracy-speed: $(VENV)/.dev ## predicted against published throughput, also of 
 trace-matrix: $(HF)/.done ## trace every row of tests/data/traced.jsonl again (20 minutes and more)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(HF)/bin/python tools/trace_matrix.py
 
-bench: $(VENV)/.dev ## time of the main job, rate of `plan estimate --from`, what `plan run` takes
+bench: $(VENV)/.dev ## time of the main job and of a wide search, rate of `plan estimate --from`, what `plan run` takes
 	@$(VENV)/bin/python -m compileall -q planner
 	$(VENV)/bin/python tools/time_plan.py
 	$(VENV)/bin/python tools/time_run.py

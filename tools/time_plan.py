@@ -18,6 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BARE = "import typer, rich.table, pydantic, jinja2, psutil"
+# Everything open: more than fifty thousand valid setups, each priced or excluded by a bound.
+WIDE = (
+    "--gpus", "8xA100-80GB", "--ram", "1TB", "--model", "7B", "--engine", "embedded", "--global-batch", "1024",
+    "--lora-ranks", "8,64", "--allow",
+    "flash-attention-2,fsdp2,zero1,adamw-8bit,paged-adamw-8bit,pure-bf16,dora,qlora-8bit,offload-nvme",
+)  # fmt: skip
 MAIN_JOB = ("--gpus", "3x20GB", "--model", "7B")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 REPEATS = 11
@@ -42,6 +48,13 @@ def spent(*words: str, cwd: str) -> Spent:
     if done.returncode not in (0, 1, 5):  # verdicts; anything else measured nothing
         sys.exit(f"error: {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
     return Spent(clock, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def said(*words: str, cwd: str) -> str:
+    done = subprocess.run(words, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1, 5):
+        sys.exit(f"error: {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def median(*words: str, cwd: str, repeats: int = REPEATS) -> Spent:
@@ -81,6 +94,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bare = median(sys.executable, "-c", BARE, cwd=folder)
         job = median(*plan, *MAIN_JOB, cwd=folder)
+        wide = median(*plan, *WIDE, cwd=folder, repeats=3)
+        space = json.loads(said(*plan, *WIDE, "--json", cwd=folder))["space"]
         helped = median(*plan, "--help", cwd=folder)
         many, one = (rows_spent(plan, Path(folder), count) for count in (ROWS, 1))
     allowed = Spent(1.5 * bare.clock + 0.3, 1.5 * bare.processor + 0.3)
@@ -91,9 +106,11 @@ def main() -> None:
         ("plan --help", helped),
         ("main job", job),
         ("allowed for it", allowed),
+        ("a wide space, whole", wide),
     ):
         print(f"{name:<22} {seconds.clock:7.3f}   {seconds.processor:11.3f}")
     print(f"{'estimate --from, rows/s':<22} {ROWS / each.clock:6.0f}   {ROWS / each.processor:11.0f}")
+    print(f"\na wide space: {space['valid']:,} valid setups decided, of which {space['priced']:,} priced, on one core")
     print(
         f"\nbare imports: python -c '{BARE}'; allowed: 1.5 x bare imports + 0.3 s; {ROWS} different rows, after start"
     )

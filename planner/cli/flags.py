@@ -129,6 +129,12 @@ PLAN_FLAGS: tuple[Flag, ...] = (
     ),
     Flag(name="require", value="RUNGS", panel=CHOICE, repeat=True, help="rungs that must be used"),
     Flag(name="forbid", value="RUNGS", panel=CHOICE, repeat=True, help="rungs that must not be used, such as liger"),
+    Flag(
+        name="lora_ranks",
+        value="RANKS",
+        panel=CHOICE,
+        help="ranks to choose from, such as 8,16,64: the largest that fits, for quality",
+    ),
     Flag(name="ladder", value="FILE", panel=CHOICE, help="your own order of rungs, a TOML file"),
     *(flag for flag in SETUP_FLAGS if flag.name != "gradient_accumulation_steps"),
     ENGINE_FLAG,

@@ -194,7 +194,7 @@ def _configuration_cells(row: Configuration, plan: Plan) -> list[str]:
     left = "" if estimate.capacity_bytes is None else f"{gib(estimate.capacity_bytes - estimate.required_bytes):+.1f}"
     return [
         "▸" if row == plan.chosen else "",
-        f"{CLASS_NAMES[row.method_class]}{_detail(row)}",
+        f"{CLASS_NAMES[row.method_class]}{_detail(row, ranked=bool(plan.request.lora_ranks))}",
         row.profile,
         f"{gib(estimate.required_bytes):.1f}",
         left,
@@ -204,13 +204,14 @@ def _configuration_cells(row: Configuration, plan: Plan) -> list[str]:
     ]
 
 
-def _detail(row: Configuration) -> str:
-    """What the class does not say: how it is spread over the cards."""
+def _detail(row: Configuration, *, ranked: bool) -> str:
+    """What the class does not say: its rank where there was a choice, and how it is spread over the cards."""
     setup = row.setup
     kind = setup.parallelism if setup.parallelism not in (None, "none", "ddp") else ""
     method = setup.method if row.method_class == "other" else ""
+    rank = f"r{setup.lora_rank}" if ranked and setup.is_adapter else ""
     offload = f"+{setup.offload}" if setup.offload != "none" else ""
-    words = " ".join(word for word in (method, f"{kind}{offload}") if word)
+    words = " ".join(word for word in (method, rank, f"{kind}{offload}") if word)
     return f" {words}" if words else ""
 
 

@@ -9,11 +9,12 @@ from planner.errors import InputError, shown, unknown_choice
 from planner.hardware.machine import Machine
 from planner.memory.result import Estimate, Verdict
 from planner.model.spec import ModelSpec
-from planner.training import TrainingSetup
+from planner.training import READERS, TrainingSetup
 
 if TYPE_CHECKING:
     from planner.data.lengths import Lengths
 
+MOST_RANKS = 16
 Objective = Literal["quality", "speed", "memory"]
 Profile = Literal["conservative", "recommended", "aggressive"]
 MethodClass = Literal["full", "lora", "qlora", "other"]
@@ -23,9 +24,9 @@ MethodClass = Literal["full", "lora", "qlora", "other"]
 class Request:
     """What the user asked for. ``pinned`` holds the setup fields given explicitly: no rung may change them.
 
-    ``method`` None is auto. ``global_batch`` counts sequences per optimizer step over all ranks. Rungs may be any
-    collection of ids, or one comma list. Raises InputError naming the field; what only the model and the ladder can
-    tell is checked when the plan is made.
+    ``method`` None is auto. ``global_batch`` counts sequences per optimizer step over all ranks; ``lora_ranks`` are
+    ranks to choose from, where adapters are trained. Rungs may be any collection of ids, or one comma list. Raises
+    InputError naming the field; what only the model and the ladder can tell is checked when the plan is made.
     """
 
     model: str
@@ -42,11 +43,15 @@ class Request:
     data: str | None = None
     gpus: str | None = None
     ram: str | None = None
+    lora_ranks: tuple[int, ...] = ()
     pinned: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("allow", "require", "forbid"):
             self.__dict__[name] = _ids(name, getattr(self, name))
+        self.__dict__["lora_ranks"] = _ranks(self.lora_ranks)
+        if self.lora_ranks and "lora_rank" in self.pinned:
+            raise InputError("lora_rank and lora_ranks are both given: name one rank, or several to choose from")
         if self.objective not in get_args(Objective):
             raise unknown_choice(str(self.objective), "objective", get_args(Objective))
         if type(self.global_batch) is not int or self.global_batch < 1:
@@ -60,6 +65,14 @@ def _ids(name: str, value: Any) -> frozenset[str]:
     if not isinstance(ids, list | tuple | set | frozenset) or not all(isinstance(each, str) for each in ids):
         raise InputError(f"{name} {shown(value)} is not valid: it must be ids of rungs, such as liger")
     return frozenset(each.strip() for each in ids if each.strip())
+
+
+def _ranks(value: Any) -> tuple[int, ...]:
+    """Different ranks, the largest first."""
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or len(words) > MOST_RANKS:
+        raise InputError(f"lora_ranks {shown(value)} is not valid: name up to {MOST_RANKS} ranks, such as 8,16,64")
+    return tuple(sorted({READERS["lora_rank"]("lora_ranks", word) for word in words}, reverse=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,7 @@ def _front_point(point: FrontPoint) -> dict[str, Any]:
         "gradient_accumulation_steps": setup.gradient_accumulation_steps,
         "gradient_checkpointing": setup.gradient_checkpointing,
         "quantization_bit": setup.quantization_bit,
+        "lora_rank": setup.lora_rank if setup.is_adapter else None,
     }
 
 

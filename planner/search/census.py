@@ -9,8 +9,9 @@ is sampled: what was not priced is excluded by a bound.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from planner.plan.plan import Census, Excluded
 from planner.search.climb import Outcome, Round, offload_rungs
@@ -24,7 +25,7 @@ BOUNDS = {
     "larger-batch": "memory grows with the micro batch, and a smaller one does not fit",
     "less-recomputation": "memory grows with each layer that is not checkpointed, and with fewer it does not fit",
     "offload": "offload comes in where nothing fits without and the host is known to hold it, no further than needed",
-    "later-class": "a class before it fits, and the objective quality takes the first that does",
+    "later-class": "a class or rank before it fits, and the objective quality takes the first that does",
 }
 CARDS_OWN = "compute_dtype"  # bf16 where the cards have it, else fp16: no choice of the search
 BATCH = frozenset({"micro_batch_size", "gradient_accumulation_steps"})
@@ -47,6 +48,7 @@ class Counting:
     desk: Desk
     outcome: Outcome
     sieve: Sieve
+    _line_key: Callable[[TrainingSetup], Values] = field(init=False)
     _size: int = 0
     _priced: int = 0
     _excluded: Counter[str] = field(default_factory=Counter)
@@ -79,9 +81,9 @@ class Counting:
         sizes = self.outcome.terms.batch.micro_sizes
         return sizes if self.desk.refusal(setup) is None else sizes[-1:]
 
-    def _line_key(self, setup: TrainingSetup) -> Values:
+    def __post_init__(self) -> None:
         apart = BATCH | set(self.sieve.knobs) | {"ds_config", "versions"}
-        return tuple(getattr(setup, name) for name in FIELD_NAMES if name not in apart)
+        self._line_key = attrgetter(*(name for name in FIELD_NAMES if name not in apart))
 
     def _count_family(self, family: list[Line]) -> None:
         too_large = False

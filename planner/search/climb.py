@@ -178,7 +178,18 @@ def make_rounds(desk: Desk, terms: Terms) -> tuple[Round, ...]:
     """The classes that the request allows, in the ladder's order: the start, then each class rung."""
     classes = [rung for rung in terms.ladder if rung.is_class and _may_follow(desk, terms, rung)]
     reach = _reaches(terms, classes)
-    return tuple(make_round(desk, terms, rung, reach[number]) for number, rung in enumerate([None, *classes]))
+    made = (_rounds(desk, terms, rung, reach[number]) for number, rung in enumerate([None, *classes]))
+    return tuple(each for rounds in made for each in rounds)
+
+
+def _rounds(desk: Desk, terms: Terms, rung: Rung | None, rungs: Sequence[Rung]) -> list[Round]:
+    """One class, or with ranks to choose from one for each: the largest first, because it learns most."""
+    first = make_round(desk, terms, rung, rungs)
+    if not first.space.base.is_adapter or not terms.request.lora_ranks:
+        return [first]
+    ranked = ((rank, replace(terms, start=terms.start.but(lora_rank=rank))) for rank in terms.request.lora_ranks)
+    rounds = ((rank, make_round(desk, each, rung, rungs)) for rank, each in ranked)
+    return [replace(each, label=f"{each.label} of rank {rank}") for rank, each in rounds]
 
 
 def make_round(desk: Desk, terms: Terms, rung: Rung | None, rungs: Sequence[Rung]) -> Round:

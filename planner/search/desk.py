@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Protocol
 
 from planner.errors import PlannerError
@@ -26,7 +27,10 @@ class PriceFunction(Protocol):
 
 SpeedFunction = Callable[[TrainingSetup, ModelSpec, Machine], "Speed | None"]
 
-_KEY = tuple(name for name in FIELD_NAMES if name not in ("ds_config", "versions"))
+# What tells two setups of one search apart (buckets and versions never change within it).
+_key: Callable[[TrainingSetup], tuple[Any, ...]] = attrgetter(
+    *(name for name in FIELD_NAMES if name not in ("ds_config", "versions"))
+)
 
 CONSERVATIVE_SHARE = 0.80
 
@@ -152,8 +156,3 @@ def _there_is(machine: Machine) -> str:
     if total is None or room >= total:
         return f"there are {show_gib(room)}"
     return f"{show_gib(room)} of {show_gib(total)} are free"
-
-
-def _key(setup: TrainingSetup) -> tuple[Any, ...]:
-    """What tells two setups of one search apart (buckets and versions never change within it)."""
-    return tuple(getattr(setup, name) for name in _KEY)

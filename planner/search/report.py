@@ -26,7 +26,7 @@ class Teller:
         end = self.outcome.chosen or self.outcome.nearest
         if end is None:
             return tuple(self._skipped(rung, self.outcome.terms.start) for rung in self.outcome.terms.ladder)
-        state = self.outcome.terms.start
+        state = self.outcome.terms.start.but(lora_rank=end.lora_rank)  # ranks to choose from are no rung
         reports = []
         for rung in self.outcome.terms.ladder:
             after = self._step(rung, state, end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
 from typing import Any
@@ -26,6 +26,7 @@ class Space:
     light: tuple[Rung, ...]
     free: tuple[Rung, ...]
     own: frozenset[str]  # fields that the class sets
+    _fitting: dict[tuple[int, float, str | None], list[TrainingSetup]] = field(default_factory=dict)
 
     def families(self, offload: Rung | None = None) -> Iterator[list[TrainingSetup]]:
         """For each sharding the setups that no rule refuses, at the smallest micro batch, the lightest first."""
@@ -40,8 +41,9 @@ class Space:
 
     def _is_usable(self, setup: TrainingSetup) -> bool:
         """Whether rules leave the setup at its smallest micro batch, or at the one that does not accumulate."""
-        whole = self.terms.batch.split(setup, self.terms.batch.micro_sizes[-1])
-        return self.desk.refusal(setup) is None or self.desk.refusal(whole) is None
+        if self.desk.refusal(setup) is None:
+            return True
+        return self.desk.refusal(self.terms.batch.split(setup, self.terms.batch.micro_sizes[-1])) is None
 
     def choices(self, knobs: Sequence[str]) -> tuple[tuple[Any, ...], ...]:
         """For each field that free rungs change, the values it may have: theirs, and what it is without them."""
@@ -86,6 +88,12 @@ class Space:
 
         Where a light variant does not fit, its heavier ones are not even priced.
         """
+        key = (limit_bytes, coverage, offload.id if offload else None)
+        if key not in self._fitting:
+            self._fitting[key] = self._found(limit_bytes, coverage, offload)
+        return self._fitting[key]
+
+    def _found(self, limit_bytes: int, coverage: float, offload: Rung | None) -> list[TrainingSetup]:
         found: list[TrainingSetup] = []
         for family in self.families(offload):
             for setup in family:

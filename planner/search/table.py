@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from planner.memory.result import Estimate
@@ -41,14 +42,22 @@ class Tabler:
     def table(self) -> tuple[Configuration, ...]:
         """Class by class, profile by profile; what does not fit in any way has no row."""
         rows: list[Configuration] = []
-        for each in self.outcome.rounds:
-            if each.refused is None and each.method_class in MAINSTREAM:
-                rows += self._profiles(each)
+        for each in self._shown():
+            rows += self._profiles(each)
         if self.outcome.chosen is not None and self.pick(rows) is None:
             profile: Profile = "recommended" if self.outcome.verdict == "fits" else "aggressive"
             reason = _WHY["recommended"] if self.outcome.verdict == "fits" else "may fit: the margin is used up"
             rows.append(self.row(self.outcome.chosen, profile, reason, coverage=0.99))
         return tuple(rows)
+
+    def _shown(self) -> Iterator[Round]:
+        """The mainstream classes; of ranks to choose from the chosen one, else the largest that fits."""
+        usual = [each for each in self.outcome.rounds if each.refused is None and each.method_class in MAINSTREAM]
+        for _, group in groupby(usual, key=lambda each: each.rung):
+            rounds = list(group)
+            fits = (each for each in rounds if each.best(self.desk.capacity_bytes) is not None)
+            chosen = self.outcome.round
+            yield chosen if chosen in rounds and chosen is not None else next(fits, rounds[-1])
 
     def pick(self, rows: Sequence[Configuration]) -> Configuration | None:
         """The row of the table that was chosen: safe, of the recommended profile (or the last resort's own)."""

@@ -31,15 +31,16 @@ class Found:
         speed = self.desk.speed(self.outcome.chosen) if self.outcome.chosen else None
         return speed.tokens_per_s if speed else 0.0
 
-    def rank(self) -> tuple[int, int, int]:
-        """What counts before speed: the verdict, no offload that was not asked for, and for quality the class."""
+    def rank(self) -> tuple[int, int, int, int]:
+        """What counts before speed: the verdict, no unasked offload, and for quality the class and LoRA's rank."""
         outcome = self.outcome
         used = outcome.used_offload
         plain = used is None or "offload" in outcome.terms.fixed or used.id in outcome.terms.request.allow
         by_class = outcome.terms.request.objective == "quality"
         rung = outcome.round.rung if by_class and outcome.round is not None else None
         place = list(outcome.terms.ladder).index(rung) + 1 if rung is not None else 0
-        return _VERDICTS[outcome.verdict], int(plain), -place
+        adapters = outcome.chosen.lora_rank if by_class and outcome.chosen is not None else 0
+        return _VERDICTS[outcome.verdict], int(plain), -place, adapters
 
 
 def search_all(request: Request, machine: Machine, desk_of: Callable[[Terms, Machine], Desk], found: Found) -> Found:

@@ -133,11 +133,13 @@ def bounds(desk: Desk, outcome: Outcome, setup: TrainingSetup, each: Round) -> I
 
 
 def test_a_wide_request_spans_fifty_thousand_setups_and_few_are_priced() -> None:
-    request = Request(model="7B", gpus="8xA100-80GB", engine="embedded", global_batch=1024, allow=WIDE)
+    request = Request(
+        model="7B", gpus="8xA100-80GB", engine="embedded", global_batch=1024, allow=WIDE, lora_ranks=(8, 16, 32, 64)
+    )
     answer = make_plan(request, resolve("7B"), parse_machine("8xA100-80GB", "1TB"))
     assert answer.space is not None
-    assert answer.space.valid >= 40_000
-    assert answer.space.priced <= 2_000
+    assert answer.space.valid >= 50_000
+    assert answer.space.priced <= 4_000
     assert answer.space.priced + sum(each.count for each in answer.space.excluded) == answer.space.valid
 
 

@@ -108,6 +108,7 @@ def request_from(values: dict[str, Any]) -> Request:
         allow=comma_list(values["allow"]),
         require=comma_list(values["require"]),
         forbid=comma_list(values["forbid"]),
+        lora_ranks=values["lora_ranks"] or (),
         ladder_file=values["ladder"],
         data=values["data"],
         gpus=values["gpus"],
