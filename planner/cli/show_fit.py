@@ -116,8 +116,13 @@ def models_screen(machine: Machine, found: Sequence[tuple[str, ModelSpec, Offer 
         ("batch", "right"), ("tokens/s", "right"),
     ):  # fmt: skip
         table.add_column(heading, justify=side)  # type: ignore[arg-type]
+    fewer = any(offer is not None and offer.count < machine.world_size for _, _, offer in found)
+    if fewer:
+        table.add_column("on", no_wrap=True)
     for name, spec, offer in found:
-        table.add_row(name, spec.id, show_count(spec.parameters), *_plan_cells(offer), style=None if offer else "dim")
+        cards = [offer.gpus if offer else ""] if fewer else []
+        shown = (name, spec.id, show_count(spec.parameters), *_plan_cells(offer), *cards)
+        table.add_row(*shown, style=None if offer else "dim")
     return Group(Text(machine_line(machine), style="dim"), Text(), table)
 
 

@@ -15,9 +15,7 @@ from planner.memory.estimate import price
 from planner.memory.result import Price
 from planner.model.spec import ModelSpec
 from planner.plan.plan import MethodClass, Request, Speed
-from planner.search.climb import search
-from planner.search.desk import Desk
-from planner.search.walk import settle
+from planner.search.team import search_machine
 from planner.speed.estimate import predict_speed
 from planner.training import TrainingSetup
 
@@ -52,18 +50,19 @@ class Offer:
 
 
 def best_plan(request: Request, spec: ModelSpec, machine: Machine) -> Offer | None:
-    """The plan that ``plan`` would choose on this machine without offload to a host it does not know; None if none."""
-    terms = settle(request, spec, machine)
-    desk = Desk(spec, machine, price, predict_speed)
-    outcome = search(desk, terms)
+    """The plan that ``plan`` would choose on this machine or on fewer of its cards, without offload to a host that it
+    does not know; None if none.
+    """
+    _, best = search_machine(request, spec, machine, price, predict_speed)
+    desk, outcome = best.desk, best.outcome
     if outcome.chosen is None or outcome.round is None or outcome.verdict != "fits":
         return None
     found = desk.price(outcome.chosen)
     if found is None:
         return None
     return Offer(
-        gpus=request.gpus or "",
-        count=machine.world_size,
+        gpus=outcome.terms.request.gpus or "",
+        count=desk.machine.world_size,
         setup=outcome.chosen,
         method_class=outcome.round.method_class,
         price=found,

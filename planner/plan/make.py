@@ -14,14 +14,12 @@ from planner.plan.explain import assumptions_of, reasons_of, warnings_of
 from planner.plan.plan import Plan, Request
 from planner.plan.remedies import remedies_of
 from planner.search.census import census
-from planner.search.climb import Outcome, Rivals, search
-from planner.search.constraints import violations
+from planner.search.climb import Outcome, Rivals
 from planner.search.desk import Desk, PriceFunction, SpeedFunction
 from planner.search.pareto import pareto_front
 from planner.search.report import Teller
 from planner.search.table import Tabler
-from planner.search.team import Found, search_all, why_these
-from planner.search.walk import Terms, settle
+from planner.search.team import search_machine, why_these
 from planner.training import TrainingSetup
 
 EstimateFunction = Callable[..., Estimate]
@@ -42,26 +40,13 @@ def make_plan(
     raised: ``chosen`` is None, and ``nearest_miss`` and ``remedies`` say more. Raises InputError for rungs that do
     not exist, contradictions, and a request that the rules forbid whatever the class.
     """
-    terms = settle(request, spec, machine)
-    desk = _desk(terms, spec, machine, price, speed)
-    whole = Found(desk, search(desk, terms))
+    whole, best = search_machine(request, spec, machine, price or _real_price(), speed or _real_speed())
     _refuse_impossible(whole.outcome)
-    best = search_all(request, machine, lambda terms, crew: _desk(terms, spec, crew, price, speed), whole)
     desk, outcome = best.desk, best.outcome
     tabler = Tabler(desk, outcome, _explainer(spec, desk.machine, estimate), Rivals(desk, outcome.terms))
     plan = _plan(desk, outcome, tabler)
     reasons = (*plan.reasons, *why_these(whole, best))
     return replace(plan, request=request, reasons=reasons, space=census(desk, outcome))
-
-
-def _desk(
-    terms: Terms, spec: ModelSpec, machine: Machine, price: PriceFunction | None, speed: SpeedFunction | None
-) -> Desk:
-    price = price or _real_price()
-    speed = speed or _real_speed()
-    asked = violations(terms.start, spec, machine)
-    tolerated = frozenset(found.rule_id for found in asked if found.effect == "unproven")
-    return Desk(spec, machine, price, speed, tolerated)
 
 
 def _real_price() -> PriceFunction:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from planner.run.report import Point
-from planner.run.svg import Level, Line, chart
+from planner.svg import Level, Line, chart
 from planner.units import gib, show_gib
 
 ROWS = (

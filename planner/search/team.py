@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from planner.errors import InputError
 from planner.hardware.machine import Gpu, Machine
 from planner.hardware.parse import format_gpus
+from planner.model.spec import ModelSpec
 from planner.plan.plan import Request
 from planner.search.climb import Outcome, search
+from planner.search.constraints import violations
 from planner.search.crews import crews
-from planner.search.desk import Desk
+from planner.search.desk import Desk, PriceFunction, SpeedFunction
 from planner.search.walk import Terms, settle
 from planner.units import show_gib
 
@@ -43,10 +45,27 @@ class Found:
         return _VERDICTS[outcome.verdict], int(plain), -place, adapters
 
 
-def search_all(request: Request, machine: Machine, desk_of: Callable[[Terms, Machine], Desk], found: Found) -> Found:
-    """``found`` on the whole machine, or the search on fewer of its cards that is better: of a better rank, or as good
-    and faster.
+def search_machine(
+    request: Request, spec: ModelSpec, machine: Machine, price: PriceFunction, speed: SpeedFunction
+) -> tuple[Found, Found]:
+    """The search on the whole machine, and the best one: that, or one on fewer cards of a better rank, or as good and
+    faster.
     """
+
+    def desk_of(terms: Terms, where: Machine) -> Desk:
+        asked = violations(terms.start, spec, where)
+        tolerated = frozenset(found.rule_id for found in asked if found.effect == "unproven")
+        return Desk(spec, where, price, speed, tolerated)
+
+    terms = settle(request, spec, machine)
+    desk = desk_of(terms, machine)
+    whole = Found(desk, search(desk, terms))
+    return whole, _best(request, machine, desk_of, whole)
+
+
+def _best(request: Request, machine: Machine, desk_of: Callable[[Terms, Machine], Desk], found: Found) -> Found:
+    if all(each.refused is not None for each in found.outcome.rounds):
+        return found
     best = found
     for crew in crews(machine):
         other = _on(request, crew, desk_of, found)

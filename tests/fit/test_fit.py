@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from planner.fit.sweep import COLUMNS, read_axis
 from planner.hardware.catalogue import find_gpu
 from planner.hardware.parse import parse_machine
 from planner.model.catalogue import resolve
+from planner.plan.make import make_plan
 from planner.plan.plan import Request
 from planner.training import TrainingSetup
 
@@ -126,6 +128,43 @@ def test_a_sweep_prices_every_combination(capsys: pytest.CaptureFixture[str], tm
     assert "exists" in capsys.readouterr().err
 
 
+def test_a_sweep_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "sweep.svg"
+    words = ("--model", "7B", "--gpus", "1xRTX4090", "--sweep", "method=lora,qlora", "--sweep", "seq_len=512..4096")
+    assert run(["fit", *words, "--plot", str(out)]) == 0
+    assert f"drawn: {out}" in capsys.readouterr().err
+    picture = ElementTree.fromstring(out.read_text())
+    space = "{http://www.w3.org/2000/svg}"
+    memory, speed = picture.findall(f"{space}svg")
+    assert [title.text for title in picture.iter(f"{space}title")] == [
+        "lora, qlora in GiB over seq_len",
+        "lora, qlora in tokens/s over seq_len",
+    ]
+    for chart in (memory, speed):
+        lines = [line.attrib["points"].split() for line in chart.iter(f"{space}polyline")]
+        assert [len(points) for points in lines] == [4, 4]
+    heights = [float(point.split(",")[1]) for point in memory.find(f"{space}polyline").attrib["points"].split()]
+    assert heights == sorted(heights, reverse=True)  # memory grows with the length, and up is less on a page
+    assert any(text.text == "capacity 24.0 GiB" for text in memory.iter(f"{space}text"))
+    assert run(["fit", *words, "--plot", str(out)]) == 2
+    assert "exists: name a new file" in capsys.readouterr().err
+
+
+def test_cards_that_hold_a_model_up_are_left_out_of_its_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the main job does: two 24 GB cards and one of 8 GB, which would decide for all three."""
+    code, answer = asked(capsys, "--gpus", "2xRTX3090,1xRTX4060")
+    plans = {each["size"]: each["plan"] for each in answer["models"]}
+    assert code == 0
+    assert (plans["7B"]["gpus"], plans["7B"]["count"], plans["7B"]["class"]) == ("2xRTX3090", 2, "lora")
+    whole = make_plan(
+        Request(model="7B", gpus="2xRTX3090,1xRTX4060"), resolve("7B"), parse_machine("2xRTX3090,1xRTX4060")
+    )
+    assert whole.chosen is not None and plans["7B"]["setup"] == whole.chosen.setup.to_dict()
+    assert run(["fit", "--gpus", "2xRTX3090,1xRTX4060"]) == 0
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert next(words for words in told if words[:1] == ["7B"])[-1] == "2xRTX3090"
+
+
 def test_a_range_doubles() -> None:
     assert read_axis("micro-batch-size=1..9").values == ("1", "2", "4", "8")
 
@@ -142,6 +181,24 @@ def test_a_range_doubles() -> None:
         (["--model", "7B", "--max-gpus", "x"], "is not a count"),
         (["--model", "7B", "--prices", "nowhere.toml"], "nowhere.toml"),
         (["--model", "7B", "--csv", "x.csv"], "--csv belongs to --sweep"),
+        (["--model", "7B", "--plot", "x.svg"], "--plot belongs to --sweep"),
+        (["--model", "7B", "--gpus", "1x24GB", "--sweep", "seq_len=512,1024", "--plot", "x.png"], "is no SVG file"),
+        (["--model", "7B", "--gpus", "1x24GB", "--sweep", "method=lora", "--plot", "x.svg"], "several numbers"),
+        (
+            [
+                "--model",
+                "7B",
+                "--gpus",
+                "1x24GB",
+                "--sweep",
+                "seq_len=512,1024",
+                "--sweep",
+                "lora_rank=1,2,3,4,5,6,7,8,9",
+                "--plot",
+                "x.svg",
+            ],
+            "tells 8 lines apart, and this sweep has 9",
+        ),
         (["--model", "7C", "--gpus", "1x24GB"], "is not in the catalogue"),
     ],
 )

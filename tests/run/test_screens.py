@@ -16,7 +16,7 @@ from planner.cli.show_run import duration, plain_line, report_screen, run_view, 
 from planner.run.page import page, rows_of
 from planner.run.records import GpuUse, HostUse, Progress
 from planner.run.report import points_of, report_of
-from planner.run.svg import Level, Line, chart, thinned, ticks
+from planner.svg import Level, Line, chart, thinned, ticks
 from planner.units import GIB
 from tests.run.states import running
 

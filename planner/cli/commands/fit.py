@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from planner.fit.job import JobSize
+    from planner.fit.sweep import Axis, Point
     from planner.hardware.machine import GpuKind
     from planner.plan.plan import Request
 
@@ -30,6 +31,7 @@ OWN_FLAGS: tuple[Flag, ...] = (
         help="seq_len=512..8192 or method=lora,qlora; several give every combination",
     ),
     Flag(name="csv", value="FILE", panel=OUTPUT, help="the sweep as a CSV file; - is stdout"),
+    Flag(name="plot", value="FILE.svg", panel=OUTPUT, help="the sweep as a picture over its first numbers"),
 )  # fmt: skip
 FLAGS = tuple(flag for flag in ESTIMATE_FLAGS if flag.name not in ("from", "json")) + OWN_FLAGS + (ESTIMATE_FLAGS[-1],)
 _SETUP = tuple(flag for flag in ESTIMATE_FLAGS if flag.name not in ("ram", "machine", "from", "json"))
@@ -40,12 +42,14 @@ def _fit(ctx: typer.Context, **values: Any) -> int:
 
     With --model and --gpus: the largest micro batch, length and rank with which exactly that setup fits, and a map of
     lengths and batches. With --gpus alone: the largest models and how they can be trained. With --model alone: the
-    smallest number of each card that does it. With --sweep: every combination of the values, as a table or CSV.
+    smallest number of each card that does it. With --sweep: every combination of the values, as a table, CSV
+    or a picture.
     """
     values = every(values, FLAGS)
     stated = given(values, _SETUP)
-    if values["csv"] and not values["sweep"]:
-        raise InputError("--csv belongs to --sweep: name what to vary, such as --sweep seq_len=512..8192")
+    for name in ("csv", "plot"):
+        if values[name] and not values["sweep"]:
+            raise InputError(f"--{name} belongs to --sweep: name what to vary, such as --sweep seq_len=512..8192")
     if values["sweep"]:
         return _sweep(stated, values)
     known = bool(values["gpus"] or values["machine"])
@@ -68,7 +72,9 @@ def _sweep(stated: dict[str, Any], values: dict[str, Any]) -> int:
     axes = [read_axis(text) for text in values["sweep"]]
     points = sweep(open_setup_values(stated), axes, desk.spec, desk.machine)
     if values["csv"] not in (None, "-"):
-        _write_new(values["csv"], as_csv(points))
+        _write_new(values["csv"], as_csv(points), flag="--csv")
+    if values["plot"]:
+        _plot(values["plot"], axes, points)
     if values["csv"] == "-":
         write_out(as_csv(points))
     elif values["json"]:
@@ -83,16 +89,28 @@ def _sweep(stated: dict[str, Any], values: dict[str, Any]) -> int:
     return EXIT_FITS if any(point.figures.get("verdict") == "fits" for point in points) else EXIT_DOES_NOT_FIT
 
 
-def _write_new(path: str, text: str) -> None:
+def _plot(path: str, axes: Sequence[Axis], points: Sequence[Point]) -> None:
+    from planner.cli.io import say
+    from planner.fit.plot import plot
+
+    if not path.endswith(".svg"):
+        raise InputError(f"--plot {path!r} is no SVG file: name one, such as sweep.svg")
+    _write_new(path, plot(axes, points), flag="--plot")
+    say(f"drawn: {path}")
+
+
+def _write_new(path: str, text: str, *, flag: str) -> None:
     from pathlib import Path
 
     try:
         with Path(path).expanduser().open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise InputError(f"--csv {path!r} exists: name a new file, or - for stdout") from None
+        raise InputError(
+            f"{flag} {path!r} exists: name a new file" + (", or - for stdout" if flag == "--csv" else "")
+        ) from None
     except (OSError, ValueError) as problem:
-        raise InputError(f"--csv {path!r} cannot be written: {getattr(problem, 'strerror', problem)}") from None
+        raise InputError(f"{flag} {path!r} cannot be written: {getattr(problem, 'strerror', problem)}") from None
 
 
 def _largest(stated: dict[str, Any], values: dict[str, Any]) -> int:

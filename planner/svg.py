@@ -1,4 +1,4 @@
-"""Lines over time as SVG text, light and dark. Pure: numbers in, text out; every text is escaped."""
+"""Lines as SVG text, light and dark. Pure: numbers in, text out; every text is escaped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from html import escape
 WIDTH, HEIGHT = 760, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 40
 MOST_POINTS = 1200
+HEADING = 30
+# Of a file of its own: a page has these in its own style sheet.
+STYLE = (
+    ":root { color-scheme: light dark; --ink: #1d1d1f; --soft: #6a6a70; --line: #d9d9de; --page: #ffffff; }"
+    "@media (prefers-color-scheme: dark) "
+    "{ :root { --ink: #ececf0; --soft: #a0a0a8; --line: #3a3a40; --page: #17171a; } }"
+    "text { fill: var(--soft); font: 11px system-ui, sans-serif; } .heading { fill: var(--ink); font-size: 14px; }"
+    ".grid { stroke: var(--line); } .level { stroke: var(--soft); stroke-dasharray: 5 4; } .page { fill: var(--page); }"
+)
 COLOURS = ("#2a6fbb", "#c2571a", "#2f8f4e", "#8a4fb0", "#b8860b", "#c23b5a", "#3a8f8f", "#6b6b6b")
 
 
@@ -46,6 +55,18 @@ def chart(lines: Sequence[Line], levels: Sequence[Level], *, y_unit: str, x_unit
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" xmlns="http://www.w3.org/2000/svg">'
         f"<title>{title}</title>{''.join(parts)}</svg>"
     )
+
+
+def figure(charts: Sequence[tuple[str, str]]) -> str:
+    """Charts under one another, each with its heading, as an SVG file of its own, light and dark."""
+    each = HEIGHT + HEADING
+    parts = [f"<style>{STYLE}</style>", f'<rect class="page" width="{WIDTH}" height="{each * len(charts)}"/>']
+    for number, (heading, drawn) in enumerate(charts):
+        top = each * number
+        parts.append(f'<text class="heading" x="{LEFT}" y="{top + HEADING - 8}">{escape(heading)}</text>')
+        parts.append(drawn.replace("<svg ", f'<svg y="{top + HEADING}" width="{WIDTH}" height="{HEIGHT}" ', 1))
+    size = f'width="{WIDTH}" height="{each * len(charts)}" viewBox="0 0 {WIDTH} {each * len(charts)}"'
+    return f'<svg {size} xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>\n'
 
 
 @dataclass(frozen=True)
