@@ -120,14 +120,17 @@ def _gpus(row: Row) -> str:
 def _fms(row: Row) -> Setup:
     """HF Trainer / TRL under accelerate FSDP1; kernels of the foak plugin are Unsloth's norm, rope, LoRA and CE.
 
-    Rows of mixed_precision=no run without autocast.
+    Rows of mixed_precision=no run without autocast. bitsandbytes by the requirements.txt beside every table.
     """
     framework = row["note"].split(";")[0].removeprefix("framework_config=")
     autocast = "autocast" in row["precision"] or bool(row["quant_bits"])
     fp16 = row["precision"].startswith("float16")
     setup: Setup = {
         "engine": "transformers" if autocast else "transformers-pure",
-        "versions": {"transformers": "4.48" if "a100_80gb.csv" in row["source"] else "4.45"},
+        "versions": {
+            "transformers": "4.48" if "a100_80gb.csv" in row["source"] else "4.45",
+            "bitsandbytes": "0.43.3",
+        },
         "optim": "adamw_torch",
         "attention": "flash_attention_2",
         "packing": True,

@@ -35,6 +35,7 @@ MODES: dict[str, Row] = {
     "lora-autocast": {**PLAIN, "method": "lora", "adapter_dtype": "fp32", "compute_dtype": "bf16"},
 }
 FULL, MIXED, LORA = MODES.values()
+LAYER_NORMS = ("phi-2", "pythia-6.9b", "starcoder", "falcon-7b", "opt-6.7b", "starcoder2-7b", "command-r-7b")
 LIGER_FAMILIES = ("llama3-8b", "qwen2.5-7b", "mistral-7b", "gemma2-9b", "qwen3-8b", "phi3-mini", "mixtral-8x7b")
 DEPTHS = {"llama3-8b": 32, "qwen2.5-7b": 28, "qwen2.5-0.5b": 24, "mistral-7b": 32, "gemma2-9b": 42, "phi3-mini": 32}
 
@@ -163,8 +164,31 @@ def quantized() -> Iterator[Row]:
     yield from both("qlora-bf16", "llama3-8b", LORA, method="qlora", adapter_dtype="bf16")
     yield from both("qlora-int8-autocast", "llama3-8b", LORA, method="qlora", quantization_bit=8)
     yield from both("qlora-short-autocast", "llama3-8b", LORA, method="qlora", seq_len=1024)
+    yield from both(
+        "qlora-int8-norms-autocast", "llama3-8b", LORA, method="qlora", quantization_bit=8, kbit_upcast="norms"
+    )
+    for family in LAYER_NORMS:  # autocast has layer norm hand out fp32, and packed linears keep that
+        yield from both("qlora-none-autocast", family, LORA, method="qlora")
+        yield from both("qlora-int8-autocast", family, LORA, method="qlora", quantization_bit=8)
     for family in ("llama3-8b", "mistral-7b", "qwen3-8b"):
         yield from both("qlora-factory", family, FACTORY, method="qlora")
+
+
+def older() -> Iterator[Row]:
+    """transformers 4.48 and bitsandbytes before 0.47: what their code kept and converted."""
+    old: Row = {"versions": {"transformers": "4.48", "bitsandbytes": "0.43.3"}, "gradient_checkpointing": True}
+    packed: Row = {**LORA, "method": "qlora", **old}
+    yield row("starcoder-4-full-bf16-4.48-gc", "starcoder", 4, FULL, old)
+    yield row("starcoder-4-lora-autocast-4.48-gc", "starcoder", 4, LORA, old)
+    yield row("starcoder-4-qlora-none-autocast-4.48-gc", "starcoder", 4, packed)
+    yield row("pythia-6.9b-4-full-bf16-4.48-gc", "pythia-6.9b", 4, FULL, old)
+    yield row("pythia-6.9b-4-qlora-none-autocast-4.48-gc", "pythia-6.9b", 4, packed)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    for family in ("llama3-8b", "mixtral-8x7b"):
+        yield row(
+            f"{family}-4-qlora-norms-autocast-4.48-gc", family, 4, packed, lora_target=targets, kbit_upcast="norms",
+            micro_batch_size=2,
+        )  # fmt: skip
 
 
 def stages() -> Iterator[Row]:
@@ -223,7 +247,7 @@ def deep() -> Iterator[Row]:
         )
 
 
-GROUPS = (families, experts, windows, variants, optimizers, quantized, stages, liger, sharded, deep)
+GROUPS = (families, experts, windows, variants, optimizers, quantized, older, stages, liger, sharded, deep)
 
 
 def rows() -> dict[str, Row]:

@@ -94,7 +94,7 @@ def _math(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
 
     Source: aten/native/transformers/attention.cpp.
     """
-    heads, given = (0, 0, a.heads), q.itemsize
+    heads, given = (0, 0, a.heads), p.mode.compute if p.mode.autocast else q.itemsize
     itemsize = p.mode.compute if p.mode.autocast else FP32
     q, k, v = (p.cast(t, itemsize) for t in (q, k, v))
     scores = p.new(heads, itemsize)

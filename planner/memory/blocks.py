@@ -9,7 +9,7 @@ from __future__ import annotations
 from planner.errors import UnsupportedError
 from planner.memory.attention import attend
 from planner.memory.experts import experts
-from planner.memory.habits import BROADCAST_KEYS, JOINED_ROTATION, WIDE_NORM, WRITTEN_OUT_NORM
+from planner.memory.habits import BROADCAST_KEYS, JOINED_ROTATION, NAMES_ATTENTION, WIDE_NORM, WRITTEN_OUT_NORM
 from planner.memory.linears import LinearModule
 from planner.memory.ops import FP32, Program
 from planner.memory.tape import PASS, Param, Tensor
@@ -69,13 +69,16 @@ class BlockModule:
         hidden = self._dropped(self.attention(hidden))
         if four:
             hidden = self.norm(hidden, kind, self.hidden)
+        named = hidden if self.model_type in NAMES_ATTENTION else None
         hidden = p.add(residual, hidden)
         residual = hidden
         hidden = self.norm(hidden, kind, self.hidden)
         hidden = self._dropped(self.feed_forward(hidden))
         if four:
             hidden = self.norm(hidden, kind, self.hidden)
-        return p.add(residual, hidden)
+        hidden = p.add(residual, hidden)
+        del named
+        return hidden
 
     def _post_norm(self, hidden: Tensor) -> Tensor:
         """OLMo 2: norms follow attention and feed-forward."""

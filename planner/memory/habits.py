@@ -29,6 +29,11 @@ BROADCAST_KEYS = frozenset({"falcon"})
 RESIDUAL_DROPOUT = frozenset({"gpt2", "gpt_bigcode", "opt"})
 # Drops embeddings too (GPT-2 and kin by default, StarCoder 2 by its published configs).
 EMBEDDING_DROPOUT = frozenset({"gpt2", "gpt_bigcode", "starcoder2"})
+# The block names what attention hands out to its end.
+NAMES_ATTENTION = frozenset({"gpt2", "gpt_bigcode"})
+# Names every layer's keys and values to the end of its forward pass although it checkpoints; from 4.53 on it does not.
+# They are views into the whole projection of queries, keys and values, which lives with them.
+NAMES_CACHE = frozenset({"gpt_bigcode"})
 # Multiplies embeddings by a number of its config.
 SCALED_EMBEDDING = frozenset({"granite", "granitemoe", "granitemoeshared"})
 

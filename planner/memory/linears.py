@@ -53,9 +53,11 @@ class LinearModule:
         if not self.quantized:
             return p.matmul(x, self.weight, width, bias=self.bias)
         given = x.itemsize
-        x = p.cast(x, p.mode.compute)
+        if p.mode.quantized == "nf4" and p.mode.packed_follows_input and given == FP32 != p.mode.compute:
+            return p.cast(self._packed_in_fp32(p, x, width), given)
         if p.mode.quantized == "int8":
-            return p.cast(self._eight_bit(p, x, width), given)
+            return self._eight_bit(p, x, width)
+        x = p.cast(x, p.mode.compute)
         return p.cast(self._packed(p, x, width), given)
 
     def _packed(self, p: Program, x: Tensor, width: int) -> Tensor:
@@ -72,12 +74,34 @@ class LinearModule:
         del alive
         return out
 
+    def _packed_in_fp32(self, p: Program, x: Tensor, width: int) -> Tensor:
+        """The same before bitsandbytes 0.47 where the input is fp32: forward converts the dequantized weight to fp32.
+
+        Autocast then brings weight and input back to 16 bit, and both weights live during the product. Without it the
+        product is fp32, and backward converts the weight again. Source: nn/modules.py, Linear4bit.set_compute_type.
+        """
+        mode, elems = p.mode, (self.weight.count // self.linear.copies, 0, 0)
+        alive = [p.new(*temp) for temp in _dequantized(elems, mode.compute)[:1]]
+        wide = p.new(elems, FP32, TEMPORARY)
+        if not mode.autocast:
+            alive.clear()
+            out = p.new((0, width, 0), FP32)
+            temps = [*_dequantized(elems, mode.compute)[:1], (elems, FP32, TEMPORARY)]
+            p.link(out, (x,), ((x.elems, FP32),), temps=temps)
+            return out
+        narrow = p.cast(x, mode.compute)
+        out = p.new((0, width, 0), mode.compute)
+        p.link(out, (narrow,), ((x.elems, mode.compute),), temps=_dequantized(elems, mode.compute))
+        del alive, wide
+        return out
+
     def _eight_bit(self, p: Program, x: Tensor, width: int) -> Tensor:
-        """MatMul8bitLt: keeps its 16-bit input; an int8 copy lives during forward, a 16-bit weight in backward."""
+        """MatMul8bitLt, in the input's dtype: keeps its input; forward makes an int8 copy, backward a whole weight."""
         quantized = p.new(x.elems, 1)
-        out = p.new((0, width, 0), p.mode.compute)
-        weight = ((self.weight.count // self.linear.copies, 0, 0), p.mode.compute, TEMPORARY)
-        p.link(out, (x,), ((x.elems, x.itemsize),), saved=(x,), temps=(weight,))
+        out = p.new((0, width, 0), x.itemsize)
+        weight = ((self.weight.count // self.linear.copies, 0, 0), x.itemsize, TEMPORARY)
+        kept = () if p.mode.inputs_held_apart else (x,)
+        p.link(out, (x,), ((x.elems, x.itemsize),), saved=kept, temps=(weight,))
         del quantized
         return out
 

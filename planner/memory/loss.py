@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.memory.regime import HAND_WRITTEN, LOSS_IN_MODEL, LossCopies, Regime, bytes_of, version_of
+from planner.memory.regime import HAND_WRITTEN, LossCopies, Regime, bytes_of, loss_in_model, version_of
 from planner.model.spec import ModelSpec
 from planner.training import TrainingSetup
 
@@ -23,6 +23,7 @@ class LossCurve:
     forward: int
     backward: int
     head: int  # the logits' gradient in the model's dtype, alive beside the head's matmuls
+    converted: int = 0  # when accelerate makes the outputs fp32, where that is more: the forward pass has returned
 
 
 # 2: 16-bit logits, 4: an fp32 copy. 4.48: logits + float + shifted copy + log-softmax; 4.45 dropped the first.
@@ -31,8 +32,8 @@ CURVES: dict[LossCopies, LossCurve] = {
     "hf_4_49": LossCurve(10, 12, 2),
     "hf_4_48": LossCurve(14, 12, 2),
     "hf_4_45": LossCurve(12, 12, 2),
-    # 16-bit throughout: logits, shifted copy, log-softmax; the outputs stay alive in backward (measured: santacoder)
-    "in_model": LossCurve(6, 8, 4),
+    # 16-bit throughout: logits, shifted copy, log-softmax; backward: log-softmax, its gradient, the logits' gradient
+    "in_model": LossCurve(6, 6, 2),
     "trl": LossCurve(12, 12, 2),
     "loop": LossCurve(10, 14, 4),  # as hf_4_49; a loop's ``outputs`` hold the 16-bit logits through backward
     # thunder's benchmark_litgpt.py: cross-entropy of the 16-bit logits, which its loop still names in backward
@@ -40,14 +41,14 @@ CURVES: dict[LossCopies, LossCurve] = {
     "torchtune": LossCurve(10, 12, 2),  # logits.float() replaces them
     "fused": LossCurve(8, 8, 2),
 }
-# Under autocast accelerate makes the held outputs fp32 (4) beside the 16-bit logits (2), and log-softmax, its gradient
-# and the logits' gradient are fp32; the fused kernel has one such buffer less. Measured: santacoder, 18 and 14.
-IN_MODEL_AUTOCAST = LossCurve(12, 18, 10)
-FUSED_IN_MODEL = LossCurve(4, 6, 4)
-FUSED_IN_MODEL_AUTOCAST = LossCurve(10, 14, 10)
+# Under autocast the likelihood reads an fp32 copy (4) of the 16-bit log-softmax (2) and keeps both; accelerate then
+# makes the logits (2) fp32 (4). The fused kernel keeps the shifted copy alone and writes its gradient there.
+IN_MODEL_AUTOCAST = LossCurve(10, 10, 2, converted=12)
+FUSED_IN_MODEL = LossCurve(4, 4, 2)
+FUSED_IN_MODEL_AUTOCAST = LossCurve(4, 4, 2, converted=8)
 # Recipes before pull request 1235 (torchtune 0.3) name the shifted fp32 logits until the next batch's replace them.
 TORCHTUNE_HELD = LossCurve(10, 16, 6)
-SHIFTED_COPY = frozenset({"hf_4_48", "hf_4_45"})
+SHIFTED_COPY: dict[LossCopies, int] = {"hf_4_48": 4, "hf_4_45": 4, "in_model": 2}
 LITGPT_CHUNK_TOKENS = 128
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 TORCHTUNE_CHUNKS = 8
@@ -72,6 +73,7 @@ class LossBytes:
     head_temporary: int = 0  # copies of a packed head beside its products
     repeated: int = 0  # a loop that names its logits holds the last micro batch's until the next ones exist
     outputs: int = 0  # logits that a hand-written loop's name holds until backward is over
+    converted: int = 0  # when the outputs are made fp32
     head_gradient: int = 0  # chunk by chunk, the head's gradient so far and the next chunk's exist together
 
 
@@ -97,17 +99,9 @@ def loss_curve(setup: TrainingSetup, spec: ModelSpec, regime: Regime) -> LossCur
 def _fused(setup: TrainingSetup, spec: ModelSpec, regime: Regime) -> LossCurve:
     """An in-place kernel on the shifted logits; transformers 4.46 to 4.48 kept the 16-bit ones beside the fp32 copy."""
     version = version_of(setup, "transformers")
-    if holds_outputs(setup, spec, regime):
+    if loss_in_model(setup, spec.model_type):
         return FUSED_IN_MODEL_AUTOCAST if regime.autocast is not None else FUSED_IN_MODEL
     return LossCurve(10, 8, 2) if (4, 46) <= version < (4, 49) else CURVES["fused"]
-
-
-def holds_outputs(setup: TrainingSetup, spec: ModelSpec, regime: Regime) -> bool:
-    """Whether the model's outputs, its key-value cache among them, live through backward: old modeling files that
-    compute the loss themselves.
-    """
-    old = version_of(setup, "transformers") < (4, 49) and spec.model_type in LOSS_IN_MODEL
-    return regime.loss == "in_model" or (regime.loss == "fused" and old)
 
 
 def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: int, *, head_trained: bool) -> LossBytes:
@@ -126,11 +120,13 @@ def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: in
         curve = LossCurve(8 if curve.forward <= 10 else curve.forward, 12 + held, 4 + held)
     capped = 2 if spec.head_softcap else 0  # tanh keeps its output
     # one sequence without its last token is contiguous already, so it is not copied
-    viewed = 4 if regime.loss in SHIFTED_COPY and setup.stage in ("pt", "sft") and tokens == setup.seq_len else 0
+    alone = setup.stage in ("pt", "sft") and tokens == setup.seq_len
+    viewed = SHIFTED_COPY.get(regime.loss, 0) if alone else 0
     return LossBytes(
         forward=(curve.forward - viewed + capped) * vocab * tokens,
         backward=(curve.backward + capped) * vocab * tokens if curve.backward else 0,
         head=curve.head * vocab * tokens,
+        converted=curve.converted * vocab * tokens,
         outputs=(4 if regime.head == "fp32" else 2) * vocab * tokens if setup.engine in HAND_WRITTEN else 0,
     )
 

@@ -93,6 +93,22 @@ def _hf_4_45(step: Step, tokens: int) -> tuple[Script, Script]:
     return forward, _shifted_backward(half, full, shifted)
 
 
+def _in_model(step: Step, tokens: int) -> tuple[Script, Script]:
+    """16-bit copies; under autocast the likelihood reads an fp32 one, and the outputs are converted before they go."""
+    half, full, shifted, viewed = _sizes(step, tokens)
+    copy: Script = () if viewed else (("shift", shifted // 2),)
+    gone: Script = tuple((name, None) for name, _ in copy)
+    forward: Script = (("logits", half), *copy, ("softmax", shifted // 2))
+    if step.regime.autocast is None:
+        backward: Script = (("picked", shifted // 2), ("narrow", shifted // 2), ("picked", None))
+        forward = (*forward, *gone, ("logits", None))
+    else:
+        forward = (*forward, ("wide", shifted), *gone, ("converted", full), ("logits", None), ("converted", None))
+        backward = (("picked", shifted), ("wide", None), ("half", shifted // 2), ("picked", None))
+        backward = (*backward, ("narrow", shifted // 2), ("half", None))
+    return forward, (*backward, ("softmax", None), ("gradient", half), ("narrow", None))
+
+
 def _shifted_backward(half: int, full: int, shifted: int) -> Script:
     return (
         ("picked", shifted), ("wide", shifted), ("picked", None), ("softmax", None),
@@ -154,6 +170,7 @@ SCRIPTS: dict[str, Callable[[Step, int], tuple[Script, Script]]] = {
     "hf_4_49": _hf_4_49,
     "hf_4_48": _hf_4_48,
     "hf_4_45": _hf_4_45,
+    "in_model": _in_model,
     "loop": _loop,
     "fused": _fused,
 }

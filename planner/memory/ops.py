@@ -52,6 +52,8 @@ class Mode:
     litgpt: bool = False  # litgpt's own blocks: see BlockModule._fused_projection, activate
     half: bool = False  # 16-bit means float16
     packed_keeps_input: bool = False  # see LinearModule._packed
+    packed_follows_input: bool = False  # see LinearModule._packed
+    inputs_held_apart: bool = False  # 8-bit products' inputs are counted beside the block, see unchecked_inputs
     compiled: bool = False  # torch.compile: fused as by Liger, but rotation writes new tensors
 
 

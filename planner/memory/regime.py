@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, Literal, TypeVar
 
-from planner.memory.habits import OWN_MODELING, WIDE_NORM
+from planner.memory.habits import OWN_MODELING, WIDE_NORM, WRITTEN_OUT_NORM
 from planner.model.spec import ModelSpec
 from planner.training import DTYPE_BYTES, FSDP, ZERO, Dtype, TrainingSetup
 
@@ -80,6 +80,7 @@ class Regime:
     quantized: Literal["dense", "nf4", "int8", "gptq"] = "dense"
     wide_stream: bool = False
     norms_keep_type: bool = False  # Gemma's and OLMo 2's norms hand out their input's dtype, not their weight's
+    norms_widen: bool = False  # torch's layer norm under autocast hands out fp32, whatever its weight
     whole: Dtype = "fp32"  # modules trained whole beside adapters (additional_target)
     known_engine: bool = True
     all_reaches_head: bool = False  # lora_target all finds a head of another name than lm_head (LLaMA-Factory)
@@ -87,11 +88,11 @@ class Regime:
 
     @property
     def stream(self) -> Dtype:
-        """dtype of the residual stream: the embedding's, and fp32 where fp32 norms meet quantized linears, which hand
-        out the dtype they were given (bitsandbytes Linear4bit.forward).
+        """dtype of the residual stream: the embedding's, and fp32 where norms that hand out fp32 meet quantized
+        linears, which hand out the dtype they were given (bitsandbytes Linear4bit.forward).
         """
-        widened = self.norms == "fp32" and self.quantized in ("nf4", "int8") and not self.norms_keep_type
-        if self.wide_stream or widened:
+        widened = self.norms_widen or (self.norms == "fp32" and not self.norms_keep_type)
+        if self.wide_stream or (widened and self.quantized in ("nf4", "int8")):
             return "fp32"
         return self.embedding
 
@@ -118,10 +119,16 @@ def resolve_regime(setup: TrainingSetup, spec: ModelSpec, *, has_bf16: bool | No
         setup.engine, setup.method, setup.stage, setup.parallelism or "none", setup.quantization_bit,
         setup.quantization_method, setup.param_dtype, setup.compute_dtype, setup.adapter_dtype, setup.kbit_upcast,
         setup.liger_kernel, setup.unsloth, setup.loss, setup.attention, setup.additional_target, versions,
-        spec.stored_dtype, spec.embedding_norm, spec.quantized.method if spec.quantized else None, spec.model_type,
-        has_bf16 is not False,
+        spec.stored_dtype, spec.embedding_norm, _norms_widen(spec),
+        spec.quantized.method if spec.quantized else None, spec.model_type, has_bf16 is not False,
     )  # fmt: skip
     return _resolve(key, Unhashed(setup))
+
+
+def _norms_widen(spec: ModelSpec) -> bool:
+    """Whether blocks norm by torch's layer norm, which is on autocast's fp32 list."""
+    kinds = {run.block.norm for run in spec.runs}
+    return spec.model_type not in WRITTEN_OUT_NORM and any(kind.startswith("layernorm") for kind in kinds)
 
 
 class Unhashed(Generic[T]):
@@ -142,7 +149,7 @@ class Unhashed(Generic[T]):
 @lru_cache(maxsize=4096)
 def _resolve(key: tuple[object, ...], keyed: Unhashed[TrainingSetup]) -> Regime:
     setup = keyed.value
-    stored, embedding_norm, prequantized, has_bf16 = key[-5], key[-4], key[-3], bool(key[-1])
+    stored, embedding_norm, prequantized, has_bf16 = key[-6], key[-5], key[-3], bool(key[-1])
     compute = setup.compute_dtype or ("bf16" if has_bf16 else "fp16")
     sharded = setup.parallelism or "none"
     quantized = _quantized(setup, prequantized)
@@ -181,6 +188,7 @@ def _resolve(key: tuple[object, ...], keyed: Unhashed[TrainingSetup]) -> Regime:
             and not EMBEDDING_NAMES.isdisjoint(setup.additional_target)
         ),
         norms_keep_type=str(key[-2]) in WIDE_NORM,
+        norms_widen=autocast and bool(key[-4]),
         all_reaches_head=setup.engine == "llamafactory",
         known_engine=setup.engine in TRAINER_ENGINES | OWN_LOOPS,
         head_packed=setup.engine == "litgpt" and quantized == "nf4",
@@ -290,8 +298,15 @@ def _kbit_upcast(setup: TrainingSetup, quantized: str) -> str:
     return "all" if prepares and (setup.parallelism or "none") not in FSDP | ZERO else "none"
 
 
-# Modeling files that computed the loss themselves, on 16-bit logits, until transformers 4.48.
-LOSS_IN_MODEL = frozenset({"gpt2", "gpt_bigcode", "bloom", "falcon", "opt", "codegen", "gpt_neo", "gpt_neox", "mpt"})
+# Modeling files that computed the loss themselves, on 16-bit logits, until transformers 4.48.2.
+LOSS_IN_MODEL = frozenset({"gpt2", "gpt_bigcode", "bloom", "falcon", "opt", "gpt_neox", "mpt"})
+# The same on fp32 logits, made 16 bit again beside their copies: 14 bytes, as in 4.48's common loss.
+WIDE_LOSS_IN_MODEL = frozenset({"codegen", "gpt_neo"})
+
+
+def loss_in_model(setup: TrainingSetup, model_type: str) -> bool:
+    """Whether the modeling file computes the loss itself, on 16-bit logits."""
+    return model_type in LOSS_IN_MODEL and version_of(setup, "transformers") < (4, 48, 3)
 
 
 def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
@@ -311,9 +326,9 @@ def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
         return "in_model"
     if version >= (4, 49):
         return "trl" if setup.engine == "trl" else "hf_4_49"
-    if model_type in LOSS_IN_MODEL:
+    if loss_in_model(setup, model_type):
         return "in_model"
-    return "hf_4_48" if version >= (4, 46) else "hf_4_45"
+    return "hf_4_48" if version >= (4, 46) or model_type in WIDE_LOSS_IN_MODEL else "hf_4_45"
 
 
 def _reentrant(setup: TrainingSetup) -> bool:

@@ -143,6 +143,7 @@ class StepLog:
         holds: dict[int, int] = {hidden: 1}
         kept: list[dict[int, int]] = []
         casts: list[int] = []
+        named: list[int] = []
         for layer in self.layers:
             names = {layer.log.input: hidden}
             unsharded = self._gather()
@@ -152,7 +153,8 @@ class StepLog:
             holds[hidden] = 2 if layer.log.output_saved else 1
             casts += [names[number] for number in layer.log.casts]
             kept.append(names)
-        gradients, incoming = self._head(hidden, holds, casts)
+            named += [self.born(size) for size in self.timeline.named(layer.stretch)]
+        gradients, incoming = self._head(hidden, holds, casts + named)
         lingering: list[int] = []
         ahead: list[int] = []
         for left, layer, names in zip(reversed(range(len(kept))), reversed(self.layers), reversed(kept), strict=True):
@@ -235,7 +237,6 @@ class StepLog:
         keys = self._loss(script.forward, {})
         self.loss_at = self.loss_at or len(self.events)
         self.dead(*casts)
-        outputs = self.born(timeline.outputs_held_per_token * self.tokens)
         self._loss(script.backward, keys)
         gradients = [keys.pop(name) for name in script.gradients]
         incoming = self.born(norm_out)
@@ -243,7 +244,7 @@ class StepLog:
             self.dead(keys.pop("gradient"))
         widened = self.born(timeline.stream_each * self.tokens)
         self.held = [keys.pop(name) for name in (LAST,) if name in keys]
-        self.dead(incoming, saved, out, outputs, *keys.values())
+        self.dead(incoming, saved, out, *keys.values())
         holds[hidden] -= 1
         if not holds[hidden]:
             self.dead(hidden)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.curves import BlockCurve, block_curve
-from planner.memory.habits import BROADCAST_KEYS, OWN_MODELING, WITHOUT_SDPA, has_dropout, modeling
+from planner.memory.habits import BROADCAST_KEYS, NAMES_CACHE, OWN_MODELING, WITHOUT_SDPA, has_dropout, modeling
 from planner.memory.layout import Layout
 from planner.memory.ops import Mode
 from planner.memory.regime import HAND_WRITTEN, OWN_LOOPS, Regime, Unhashed, bytes_of, version_of
@@ -101,6 +101,8 @@ def graphless(step: Step, layer: Layer) -> BlockCurve:
 
 def _curve_of(step: Step, layer: Layer, checkpointed: bool, *, leaf: bool = False) -> BlockCurve:
     mode, spec = block_mode(step, layer), step.spec
+    if checkpointed and unchecked_inputs(step.setup, layer, step.regime):
+        mode = replace(mode, inputs_held_apart=True)
     kind = modeling(step.setup, spec)
     return _curve(layer, mode, kind, spec.hidden, checkpointed, step.regime.reentrant, leaf)
 
@@ -146,6 +148,7 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         setup.engine in OWN_MODELING,
         packed_keeps_input(setup),
         setup.torch_compile and not setup.liger_kernel,
+        packed_follows_input(setup),
     )
 
 
@@ -185,6 +188,11 @@ def packed_keeps_input(setup: TrainingSetup) -> bool:
     return version_of(setup, "bitsandbytes") < (0, 43, 2)
 
 
+def packed_follows_input(setup: TrainingSetup) -> bool:
+    """Whether 4-bit modules compute in the dtype of their first input: bitsandbytes before 0.47 (nn/modules.py)."""
+    return version_of(setup, "bitsandbytes") < (0, 47)
+
+
 def pinned_inputs(setup: TrainingSetup, parts: Parts, spec: ModelSpec, regime: Regime) -> int:
     """Elements per token of the last micro batch that litgpt's loop still holds in the next one's forward pass.
 
@@ -205,11 +213,30 @@ def unchecked_inputs(setup: TrainingSetup, layer: Layer, regime: Regime) -> int:
     """
     if regime.quantized != "int8" or regime.reentrant or layer.kind == "frozen":
         return 0
-    wide = bytes_of(regime.stream) - bytes_of(regime.compute)  # fp32 norms hand out fp32
-    normed = sum(
-        {lin.role: lin.inputs for lin in layer.linears if lin.role in ("q", "qkv", "gate", "gate_up")}.values()
-    )
-    return _distinct_inputs(layer) * bytes_of(regime.compute) + normed * max(0, wide)
+    # norms that hand out fp32 make all but the attention kernel's output so: 8-bit products keep the dtype
+    wide, inputs = max(0, bytes_of(regime.stream) - bytes_of(regime.compute)), _distinct_inputs(layer)
+    narrow = next((lin.inputs for lin in layer.linears if lin.role == "o"), 0)
+    return inputs * bytes_of(regime.compute) + (inputs - narrow) * wide
+
+
+def names_cache(setup: TrainingSetup, spec: ModelSpec) -> bool:
+    """Whether the model names its key-value cache in training, see ``NAMES_CACHE``; LLaMA-Factory switches it off."""
+    old = version_of(setup, "transformers") < (4, 53) and setup.engine != "llamafactory"
+    return old and modeling(setup, spec) in NAMES_CACHE
+
+
+def named_cache(layer: Layer, regime: Regime) -> tuple[int, int]:
+    """Bytes per token of one checkpointed layer that the model names to the end of its forward pass, and of their fp32
+    copies once accelerate converts the outputs of autocast.
+
+    Source: transformers 4.48 models/gpt_bigcode/modeling_gpt_bigcode.py, ``presents``.
+    """
+    qkv = next((lin.outputs for lin in layer.linears if lin.role == "qkv"), 0)
+    if regime.autocast is None:
+        return qkv * bytes_of(regime.stream), 0
+    if regime.quantized != "dense":  # the norm hands out fp32, and so does the projection
+        return qkv * bytes_of("fp32"), 0
+    return qkv * bytes_of(regime.compute), 2 * layer.block.attention.kv_width * bytes_of("fp32")
 
 
 def _distinct_inputs(layer: Layer) -> int:
@@ -244,7 +271,7 @@ def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: b
 def mode_of(
     regime: Regime, targets: frozenset[str], whole: frozenset[str], trained: bool, rank: int, dropout: bool,
     dora: bool, kernel: str, liger: bool, fused: bool, stay: bool, residual_dropout: bool, litgpt: bool = False,
-    packed_keeps_input: bool = False, compiled: bool = False,
+    packed_keeps_input: bool = False, compiled: bool = False, packed_follows_input: bool = False,
 ) -> Mode:  # fmt: skip
     """The program's mode from a regime and the few words of a setup that matter to a block; cached."""
     return Mode(
@@ -272,4 +299,5 @@ def mode_of(
         half=regime.compute == "fp16",
         packed_keeps_input=packed_keeps_input,
         compiled=compiled,
+        packed_follows_input=packed_follows_input,
     )

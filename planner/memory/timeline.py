@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from planner.memory.curves import final_norm
 from planner.memory.habits import EMBEDDING_DROPOUT, SCALED_EMBEDDING
-from planner.memory.loss import holds_outputs, loss_bytes
+from planner.memory.loss import loss_bytes
 from planner.memory.ops import Mode
 from planner.memory.regime import bytes_of
 from planner.memory.result import Phase
@@ -18,6 +18,8 @@ from planner.memory.stretches import (
     fused_kernels,
     graphless,
     mode_of,
+    named_cache,
+    names_cache,
     stretches_of,
     unchecked_inputs,
 )
@@ -96,21 +98,31 @@ class Timeline:
     def _forward(self) -> tuple[int, int]:
         """Walk up the layers; returns the bytes they keep, and autocast's weight copies alive at the end."""
         layout = self.step.layout
-        below, casts, first = self._narrow_start(), 0, True
+        below, casts, first, named = self._narrow_start(), 0, True, 0
         self.at("forward", 0, gradients=layout.gradients_carried, gathered=layout.gathered_start)
         for stretch in self.stretches:
             each, cast = self._kept_by(stretch), stretch.curve.casts if stretch.checkpointed else 0
-            before = stretch.number - 1
+            before, name = stretch.number - 1, self.named(stretch)[0]
             beside = self._embedded() if before or not first else 0
             for moment in stretch.curve.forward:
                 self.at(
-                    "forward", below + before * each + beside + self.stream, gradients=layout.gradients_carried,
-                    temporaries=casts + before * cast, gathered=layout.gathered_forward, moment=moment,
+                    "forward", below + before * (each + name) + named + beside + self.stream,
+                    gradients=layout.gradients_carried, temporaries=casts + before * cast,
+                    gathered=layout.gathered_forward, moment=moment,
                 )  # fmt: skip
             below += stretch.number * each
             casts += stretch.number * cast
+            named += stretch.number * name
             first = False
         return below, casts
+
+    def named(self, stretch: Stretch) -> tuple[int, int]:
+        """Bytes of one layer's outputs that the model names to the end of its forward pass, and of their copies."""
+        step = self.step
+        if not stretch.checkpointed or not names_cache(step.setup, step.spec):
+            return 0, 0
+        held, copied = named_cache(stretch.layer, step.regime)
+        return held * self.tokens, copied * self.tokens
 
     def _embedded(self) -> int:
         """The model's forward pass names its embedded inputs to the end; as a checkpoint they are kept anyway."""
@@ -123,14 +135,21 @@ class Timeline:
         enable_input_require_grads). Where the first layer reads something made from it, both live.
         """
         step, spec = self.step, self.step.spec
+        normed, drops = spec.embedding_norm != "none", spec.model_type in EMBEDDING_DROPOUT
+        if step.parts.embedding_trained:
+            return self._trained_mask()
         if not step.setup.is_adapter or step.setup.gradient_checkpointing is False:
             return 0
-        normed, drops = spec.embedding_norm != "none", spec.model_type in EMBEDDING_DROPOUT
         made = normed or drops or spec.model_type in SCALED_EMBEDDING or spec.scaled_embedding
         each = bytes_of(step.regime.embedding) if made or spec.position_embeddings else 0
         each += 1 if drops else 0  # the mask
         each += 4 if normed and step.regime.autocast else 0  # layer norm keeps its fp32 input
         return each * spec.hidden * self.tokens
+
+    def _trained_mask(self) -> int:
+        """The dropout's mask behind a trained embedding; what was dropped from is not kept."""
+        dropped = self.step.parts.embedding_trained and self.step.spec.model_type in EMBEDDING_DROPOUT
+        return self.step.spec.hidden * self.tokens if dropped else 0
 
     def _narrow_start(self) -> int:
         """The first checkpoint is the embedding's output: narrower where the stream widens behind it (0 or less)."""
@@ -164,8 +183,13 @@ class Timeline:
         if step.setup.stage == "dpo":  # the reference runs when autocast has let go of the policy's copies
             self.at("loss", kept, logits=loss.forward // 2, gradients=gradients, temporaries=casts + head_cast)
             live = 0
-        self.at("loss", kept, logits=loss.forward, gradients=gradients,
+        named, copied = (sum(s.number * self.named(s)[each] for s in self.stretches) for each in (0, 1))
+        self.at("loss", kept + named, logits=loss.forward, gradients=gradients,
                 temporaries=live + head_cast + loss.temporary, gathered=gathered)  # fmt: skip
+        if loss.converted or copied:  # the forward pass is over, and so is its name for the last hidden states
+            returned = below + norm_kept + (norm_out if step.parts.head_trained else 0)
+            self.at("loss", returned + named + copied, logits=loss.converted or loss.forward, gradients=gradients,
+                    temporaries=head_cast, gathered=gathered)  # fmt: skip
         if loss.repeated:
             old = below + norm_kept + norm_out + 2 * step.pinned_per_token * self.tokens
             for logits, copies in ((loss.repeated, 0), (loss.head, loss.head_temporary)):
@@ -173,7 +197,6 @@ class Timeline:
         if layout.gathered_loss_backward is not None:
             gathered = layout.gathered_loss_backward
         held = below + norm_kept + (norm_out if step.parts.head_trained else 0)
-        held += self.outputs_held_per_token * self.tokens
         self.at(
             "backward",
             held,
@@ -192,15 +215,6 @@ class Timeline:
                 temporaries=head_cast + loss.head_temporary, gathered=gathered,
             )  # fmt: skip
         self.at("backward", below + norm_out, gradients=layout.gradients_carried, gathered=layout.tail_reduced)
-
-    @property
-    def outputs_held_per_token(self) -> int:
-        """Bytes of the key-value cache that comes with outputs which live through the loss's backward pass."""
-        step = self.step
-        if not holds_outputs(step.setup, step.spec, step.regime):
-            return 0
-        width = 2 if step.regime.autocast is None else 4  # accelerate makes outputs fp32
-        return sum(2 * width * s.number * s.layer.block.attention.kv_width for s in self.stretches)
 
     def _head_gradient(self, itemsize: int) -> int:
         """The head's weight gradient as its matmul makes it."""
@@ -245,6 +259,8 @@ class Timeline:
         finished, layers = 0, sum(stretch.number for stretch in self.stretches)
         for stretch in reversed(self.stretches):
             per_layer, each = layout.gradients.get(stretch.layer.name, 0), self._kept_by(stretch)
+            if stretch.checkpointed:  # contexts, and what they name, stay to the end of backward
+                each -= unchecked_inputs(self.step.setup, stretch.layer, self.step.regime) * self.tokens
             own = each if stretch.checkpointed else 0
             for done in self._worst(stretch.number):
                 rest = below - (done + 1) * each + own + self._lingering(finished + done, each)
@@ -298,11 +314,12 @@ class Timeline:
         arriving = layout.gradients.get("embedding", 0)
         anew = step.regime.autocast is not None or step.setup.torch_compile or step.regime.loss == "fused_linear"
         summed = 0 if anew else self._tied_head()
-        self.at("backward", self.stream, gradients=gradients + arriving + summed, logits=self.outputs,
+        gone = self._trained_mask()
+        self.at("backward", self.stream - gone, gradients=gradients + arriving + summed, logits=self.outputs,
                 gathered=layout.reducing + layout.end_of_backward)  # fmt: skip
         if step.setup.gradient_accumulation_steps > 1 and step.parts.trained:
             largest = max(unit.largest_trained for unit in step.parts.units) * bytes_of(step.regime.gradient)
-            self.at("backward", self.stream, gradients=gradients + arriving + largest, logits=self.outputs,
+            self.at("backward", self.stream - gone, gradients=gradients + arriving + largest, logits=self.outputs,
                     gathered=layout.reducing)  # fmt: skip
 
     def _optimizer(self) -> None:

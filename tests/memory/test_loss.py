@@ -6,6 +6,7 @@ slopes of published peaks over the batch for 4.45 and 4.48. V logits a token, h 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,18 @@ def test_bytes_per_logit(fields: dict[str, Any], forward: int, backward: int) ->
 def test_one_sequence_without_its_last_token_is_no_copy(version: str, several: int, one: int) -> None:
     assert loss_of(4096, **plain(version)).forward == several * V * 4096
     assert loss_of(2048, micro_batch_size=1, **plain(version)).forward == one * V * 2048
+
+
+def test_a_modeling_file_with_its_own_loss_keeps_16_bit_logits() -> None:
+    """Two copies and the log-softmax; under autocast the outputs are made fp32 once the forward pass is over."""
+    spec = replace(SPEC, model_type="gpt_neox")
+    setup = TrainingSetup(model="m", method="full", micro_batch_size=2, **plain("4.48.1"))
+    pure, mixed = (resolve_regime(setup.but(param_dtype=dtype), spec) for dtype in ("bf16", "fp32"))
+    half, wide = (loss_bytes(setup, spec, each, TOKENS, head_trained=True) for each in (pure, mixed))
+    assert (half.forward, half.backward, half.converted) == (6 * V * TOKENS, 6 * V * TOKENS, 0)
+    assert (wide.forward, wide.backward, wide.converted) == (10 * V * TOKENS, 10 * V * TOKENS, 12 * V * TOKENS)
+    alone = loss_bytes(setup.but(micro_batch_size=1), spec, pure, 2048, head_trained=True)
+    assert alone.forward == 4 * V * 2048
 
 
 def test_trl_projects_in_tiles_whatever_the_vocabulary() -> None:

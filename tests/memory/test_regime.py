@@ -7,7 +7,7 @@ P trained parameters, F frozen ones, N data-parallel ranks; bytes per parameter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -260,6 +260,44 @@ def test_cards_without_bf16_compute_in_fp16() -> None:
 )
 def test_the_path_of_the_loss(fields: dict[str, Any], loss: str) -> None:
     assert regime(**fields).loss == loss
+
+
+@pytest.mark.parametrize(
+    ("model_type", "version", "loss"),
+    [
+        ("gpt_bigcode", "4.48.2", "in_model"),
+        ("gpt_bigcode", "4.48.3", "hf_4_48"),
+        ("gpt_neox", "4.45", "in_model"),
+        ("gpt_neo", "4.45", "hf_4_48"),  # made fp32 before its loss
+        ("gpt_bigcode", "4.49", "hf_4_49"),
+    ],
+)
+def test_modeling_files_that_computed_their_loss(model_type: str, version: str, loss: str) -> None:
+    spec = replace(SPEC, model_type=model_type)
+    setup = TrainingSetup(model="m", engine="transformers", versions={"transformers": version})
+    assert resolve_regime(setup, spec).loss == loss
+
+
+@pytest.mark.parametrize(
+    ("norm", "fields", "stream"),
+    [
+        ("layernorm", {}, "fp32"),
+        ("layernorm", {"quantization_bit": 8}, "fp32"),
+        ("layernorm", {"method": "lora"}, "bf16"),  # plain linears cast to the compute dtype and hand that out
+        ("layernorm", {"adapter_dtype": "bf16"}, "bf16"),  # nothing is fp32, so there is no autocast
+        ("rms", {}, "bf16"),
+    ],
+)
+def test_layer_norm_under_autocast_widens_the_stream_of_packed_models(
+    norm: str, fields: dict[str, Any], stream: str
+) -> None:
+    runs = tuple(replace(run, block=replace(run.block, norm=norm)) for run in SPEC.runs)
+    spec = replace(SPEC, runs=runs, model_type="phi")
+    asked = {"method": "qlora", "adapter_dtype": "fp32", "kbit_upcast": "none", **fields}
+    if asked["method"] == "lora":
+        del asked["kbit_upcast"]
+    setup = TrainingSetup(model="m", engine="transformers", compute_dtype="bf16", **asked)
+    assert resolve_regime(setup, spec).stream == stream
 
 
 def test_a_trainer_without_bf16_or_fp16_runs_without_autocast() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from planner.hardware.parse import parse_machine
@@ -18,6 +20,7 @@ from planner.units import GIB
 
 NAME = "Qwen2.5-0.5B"
 USUAL = TrainingSetup(model=NAME, gpus="1xA100-80GB", seq_len=2048, micro_batch_size=2, packing=True)
+NAMED: dict[str, Any] = {"model": "bigcode/gpt_bigcode-santacoder", "versions": {"transformers": "4.48"}}
 VARIANTS = {
     "lora": {},
     "lora without checkpointing": {"gradient_checkpointing": False},
@@ -35,6 +38,12 @@ VARIANTS = {
 
 def worked(setup: TrainingSetup) -> module.Worked:
     return module._work(setup, resolve(setup.model), parse_machine(setup.gpus or "", None))
+
+
+def test_the_log_of_a_cache_that_is_named_reaches_the_timelines_peak() -> None:
+    done = worked(USUAL.but(**NAMED, engine="transformers", method="full", param_dtype="bf16", micro_batch_size=8))
+    assert done.peak == "loss"
+    assert replay(StepLog(done.timeline).run()).requested_peak_bytes == pytest.approx(done.allocated_bytes, rel=0.01)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -60,10 +69,19 @@ def test_longer_batches_reserve_more() -> None:
     assert len(sizes) == 4
 
 
-@pytest.mark.parametrize("path", ["hf_4_49", "hf_4_48", "hf_4_45"])
-def test_a_loss_script_reaches_the_worst_moments_of_its_curve(path: str) -> None:
-    version = {"hf_4_49": "5.0", "hf_4_48": "4.48", "hf_4_45": "4.45"}[path]
-    step = worked(USUAL.but(engine="transformers", versions={"transformers": version})).timeline.step
+PATHS: dict[str, tuple[str, dict[str, Any]]] = {
+    "hf_4_49": ("hf_4_49", {"versions": {"transformers": "5.0"}}),
+    "hf_4_48": ("hf_4_48", {"versions": {"transformers": "4.48"}}),
+    "hf_4_45": ("hf_4_45", {"versions": {"transformers": "4.45"}}),
+    "in_model": ("in_model", {**NAMED, "method": "full", "param_dtype": "bf16"}),
+    "in_model under autocast": ("in_model", {**NAMED, "method": "full", "param_dtype": "fp32"}),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_loss_script_reaches_the_worst_moments_of_its_curve(name: str) -> None:
+    path, fields = PATHS[name]
+    step = worked(USUAL.but(engine="transformers", **fields)).timeline.step
     assert step.regime.loss == path
     assert path in SCRIPTS
     tokens = USUAL.micro_batch_size * USUAL.seq_len
@@ -72,7 +90,7 @@ def test_a_loss_script_reaches_the_worst_moments_of_its_curve(path: str) -> None
         loss_bytes(step.setup, step.spec, step.regime, tokens, head_trained=False),
     )
     live: dict[str, int] = {}
-    for lines, worst in ((script.forward, sizes.forward), (script.backward, sizes.backward)):
+    for lines, worst in ((script.forward, max(sizes.forward, sizes.converted)), (script.backward, sizes.backward)):
         peak = 0
         for name, size in lines:
             live.pop(name) if size is None else live.update({name: size})

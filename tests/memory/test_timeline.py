@@ -152,6 +152,50 @@ def test_gradients_of_tied_embeddings_meet_at_the_end(fields: dict[str, Any], fu
     assert backward.gradients == each * (spec.parameters + further * spec.vocab * spec.hidden)
 
 
+# -- what programs of their time kept and converted -----------------------------------------------------------------
+
+SANTACODER = resolve("bigcode/gpt_bigcode-santacoder")
+PROJECTED = 24 * (2048 + 2 * 128)  # of every layer: queries, and keys and values of one head, per token
+
+
+def of_santacoder(version: str, **fields: Any) -> Estimate:
+    return run(SANTACODER, **{"engine": "transformers", "versions": {"transformers": version}, **fields})
+
+
+def test_a_named_cache_keeps_whole_projections_to_the_end_of_the_forward_pass() -> None:
+    """gpt_bigcode's code names it until 4.52; nothing of it is left in backward."""
+    named, gone = (of_santacoder(version, **PURE) for version in ("4.52", "4.53"))
+    assert named.phases["loss"].activations - gone.phases["loss"].activations == 2 * PROJECTED * TOKENS
+    assert named.phases["backward"] == gone.phases["backward"]
+    wide = {"method": "qlora", "kbit_upcast": "none", "adapter_dtype": "fp32"}
+    named, gone = (of_santacoder(version, **wide) for version in ("4.52", "4.53"))
+    assert named.phases["loss"].activations - gone.phases["loss"].activations == 4 * PROJECTED * TOKENS
+
+
+@pytest.mark.parametrize("fields", [{"engine": "llamafactory"}, {"gradient_checkpointing": False}])
+def test_where_the_cache_is_off_or_kept_anyway_it_costs_nothing(fields: dict[str, Any]) -> None:
+    named, gone = (of_santacoder(version, **PURE, **fields) for version in ("4.52", "4.53"))
+    assert named.phases["loss"] == gone.phases["loss"]
+
+
+def test_4_bit_modules_followed_their_first_input_before_bitsandbytes_0_47() -> None:
+    """With fp32 norms the largest matrix is converted to fp32 beside 16 bit; its scales are gone by then."""
+    spec = resolve("mistralai/Mixtral-8x7B-v0.1")
+    fields: dict[str, Any] = {
+        "engine": "transformers", "method": "qlora", "adapter_dtype": "fp32", "kbit_upcast": "norms",
+        "lora_target": ["q_proj", "v_proj"], "attention": "flash_attention_2", "micro_batch_size": 4, "seq_len": 4096,
+    }  # fmt: skip
+    matrix = 4096 * 14336
+
+    def peak(version: str, **more: Any) -> int:
+        versions = {"transformers": "4.48", "bitsandbytes": version}
+        return run(spec, **{**fields, **more}, versions=versions).phases["backward"].total
+
+    old, new = (peak(version) for version in ("0.46.1", "0.47"))
+    assert old - new == 4 * matrix - 4 * matrix // 64
+    assert len({peak(version, kbit_upcast="none") for version in ("0.46.1", "0.47")}) == 1
+
+
 # -- kernels -----------------------------------------------------------------------------------------------------
 
 
