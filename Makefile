@@ -2,12 +2,13 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help plan test lint test-transformers test-main accuracy accuracy-peers accuracy-speed screenshot docs trace-matrix bench gpu-bench envs clean
+.PHONY: help plan test lint test-transformers test-main accuracy accuracy-peers accuracy-speed screenshot docs trace-matrix trace-published bench gpu-bench envs clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
 VENV := .venv
 HF := .envs/hf
+HF448 := .envs/hf-4.48
 LF := .envs/lf
 PEERS := .envs/peers
 PEER_TOOLS := fitcheck-llm==0.3.1 canifinetune==0.4.1 llm-analysis==0.2.2
@@ -35,6 +36,12 @@ $(VENV)/.dev: $(VENV)/.core
 $(HF)/.done: requirements/transformers.txt pyproject.toml
 	test -x $(HF)/bin/python || $(PYTHON) -m venv $(HF)
 	$(HF)/bin/python -m pip install $(PIP_FLAGS) -r requirements/transformers.txt -e '.[dev]'
+	touch $@
+
+# the release that published measurements ran with, for their traces
+$(HF448)/.done: requirements/transformers-4.48.txt pyproject.toml
+	test -x $(HF448)/bin/python || $(PYTHON) -m venv $(HF448)
+	$(HF448)/bin/python -m pip install $(PIP_FLAGS) -r requirements/transformers-4.48.txt -e .
 	touch $@
 
 # LLaMA-Factory's own parser and trainer. Its torchvision and torchaudio wheels are linked against CUDA and break the
@@ -100,6 +107,9 @@ accuracy-speed: $(VENV)/.dev ## predicted against published throughput, also of 
 
 trace-matrix: $(HF)/.done ## trace every row of tests/data/traced.jsonl again (20 minutes and more)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(HF)/bin/python tools/trace_matrix.py
+
+trace-published: $(HF448)/.done ## trace the published one-GPU rows in transformers 4.48 (10 minutes and more)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(HF448)/bin/python tools/trace_published.py
 
 bench: $(VENV)/.dev ## time of the main job and of a wide search, rate of `plan estimate --from`, what `plan run` takes
 	@$(VENV)/bin/python -m compileall -q planner

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from planner.trace import releases
+
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 HAS_FLASH = True
 
@@ -125,14 +127,14 @@ def install(*, flash: bool) -> None:
     """Puts these in place of torch's and transformers' functions; ``flash``: the card has its kernels."""
     global HAS_FLASH
     HAS_FLASH = flash
-    import transformers.integrations.flash_attention
+    functional: Any = torch.nn.functional
+    functional.scaled_dot_product_attention = scaled_dot_product_attention
+    releases.allow_flash_attention(flash_attention_2)
+    if releases.installed() < (5,):
+        return
     import transformers.masking_utils
 
     masks: Any = transformers.masking_utils
-
-    functional: Any = torch.nn.functional
-    functional.scaled_dot_product_attention = scaled_dot_product_attention
-    vars(transformers.integrations.flash_attention)["_flash_attention_forward"] = flash_attention_2
     masks.is_tracing = lambda *_: False  # fakes look traced, and get a mask that a card skips
     masks._ignore_causal_mask_sdpa = _ignores_mask
     masks.find_packed_sequence_indices = lambda *_: None  # it reads position ids; those here are never packed

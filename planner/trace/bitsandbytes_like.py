@@ -1,8 +1,10 @@
 """bitsandbytes without its kernels: modules that hold and allocate what its own do, for peft to wrap.
 
-4 bit, 0.50: a packed weight of half a byte a value, scales per 64 values (fp32, or one byte and a second scale per 256
-of those), forward dequantizes past 1,536 rows, backward always (backends/cuda/ops.py, autograd/_functions.py
-MatMul4Bit). 8 bit: one byte a value and a scale a row; forward makes an fp16 and an int8 copy of its input, an int32
+4 bit: a packed weight of half a byte a value, scales per 64 values (fp32, or one byte and a second scale per 256 of
+those); 0.50 dequantizes past 1,536 rows in forward, older releases always, and all in backward (backends/cuda/ops.py,
+autograd/_functions.py MatMul4Bit). Before 0.47 a module computes in the dtype of its first input, whatever it was told
+(nn/modules.py, set_compute_type): an fp32 one has the 16-bit weight converted, and autocast converts both back. 8 bit,
+0.50: one byte a value and a scale a row; forward makes an fp16 and an int8 copy of its input, an int32
 product and the result, and holds its input; backward dequantizes (MatMul8bitLt). Outliers depend on data: none.
 """
 
@@ -18,6 +20,8 @@ from torch.autograd import Function
 
 BLOCK, NESTED_BLOCK = 64, 256
 DEQUANTIZED_ABOVE_ROWS = 1536
+OWN_PRODUCT = (0, 50)  # gemm_4bit in place of a dequantized weight and torch's product
+TOLD_DTYPE = (0, 47)
 CUDA = "cuda:0"
 
 
@@ -31,6 +35,8 @@ class _Product4bit(Function):
     def forward(ctx: Any, inputs: torch.Tensor, packed: torch.Tensor, state: Any) -> torch.Tensor:
         ctx.save_for_backward(packed)
         ctx.state = state
+        if state.release < OWN_PRODUCT:
+            return torch.nn.functional.linear(inputs, _dequantized(state, state.dtype).to(inputs.dtype))
         out = inputs.new_empty((*inputs.shape[:-1], state.shape[0]))
         if inputs.numel() // inputs.shape[-1] > DEQUANTIZED_ABOVE_ROWS:
             _dequantized(state, inputs.dtype)
@@ -52,18 +58,21 @@ def _dequantized(state: Any, dtype: torch.dtype) -> torch.Tensor:
 class Linear4bit(torch.nn.Linear):
     """An nf4 weight that holds no values."""
 
-    def __init__(self, plain: torch.nn.Linear, nested: bool, compute: torch.dtype) -> None:
+    def __init__(self, plain: torch.nn.Linear, nested: bool, compute: torch.dtype, release: tuple[int, ...]) -> None:
         torch.nn.Module.__init__(self)  # a linear's own would make a weight
         self.in_features, self.out_features, self.bias = plain.in_features, plain.out_features, plain.bias
-        self.compute_dtype = compute
+        self.compute_dtype, self.compute_type_is_set = compute, release >= TOLD_DTYPE
         values = plain.weight.numel()
         packed: Any = torch.nn.Parameter(empty((-(-values // 2), 1), torch.uint8), requires_grad=False)
-        packed.quant_state = _state(plain.weight, nested, compute)
+        packed.quant_state = _state(plain.weight, nested, compute, release)
         packed.quant_type, packed.compress_statistics = "nf4", nested
         self.weight = packed
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The product in the compute dtype, handed out in the dtype that came in."""
+        if not self.compute_type_is_set and inputs.dtype in (torch.float32, torch.bfloat16):
+            self.compute_dtype = inputs.dtype
+        self.compute_type_is_set = True
         product = _Product4bit.apply(inputs.to(self.compute_dtype), self.weight, self.weight.quant_state)
         if self.bias is not None:
             self.bias.to(self.compute_dtype)  # the kernel adds it
@@ -71,9 +80,10 @@ class Linear4bit(torch.nn.Linear):
         return out
 
 
-def _state(weight: torch.Tensor, nested: bool, dtype: torch.dtype) -> Any:
+def _state(weight: torch.Tensor, nested: bool, dtype: torch.dtype, release: tuple[int, ...]) -> Any:
     blocks = -(-weight.numel() // BLOCK)
-    state = SimpleNamespace(shape=tuple(weight.shape), dtype=dtype, nested=nested, code=empty((16,), torch.float32))
+    state = SimpleNamespace(shape=tuple(weight.shape), dtype=dtype, nested=nested, release=release)
+    state.code = empty((16,), torch.float32)
     state.absmax = empty((blocks,), torch.uint8 if nested else torch.float32)
     state.parts = [state.absmax, state.code]
     if nested:
@@ -91,9 +101,9 @@ class _Product8bit(Function):
         quantized, rows = empty(tuple(flat.shape), torch.int8), empty((flat.shape[0],), torch.float32)
         del half
         product = empty((flat.shape[0], codes.shape[0]), torch.int32)
-        out = empty((flat.shape[0], codes.shape[0]), inputs.dtype)
+        out = empty((*inputs.shape[:-1], codes.shape[0]), inputs.dtype)
         del product, quantized, rows
-        return out.reshape(*inputs.shape[:-1], codes.shape[0])
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
@@ -116,9 +126,9 @@ class Linear8bitLt(torch.nn.Linear):
         self.state = SimpleNamespace(has_fp16_weights=False, threshold=6.0)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The product in the dtype that came in."""
+        """The product in the dtype that came in; the kernel adds the bias."""
         out: torch.Tensor = _Product8bit.apply(inputs, self.weight, self.weight.quant_state.parts[0])
-        return out if self.bias is None else out.add_(self.bias)
+        return out
 
 
 def install() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from planner.errors import UnsupportedError
 from planner.memory.regime import EMBEDDING_NAMES
-from planner.trace import bitsandbytes_like
+from planner.trace import attention, bitsandbytes_like, releases
 from planner.trace.job import Job
 from planner.training import Dtype
 
@@ -22,10 +22,12 @@ NOT_CONFIG = frozenset({"model_type", "architectures", "torch_dtype", "dtype", "
 def build(job: Job) -> torch.nn.Module:
     """The model in training mode, its trainable parameters set; call it under a FakeTensorMode.
 
-    Raises UnsupportedError for an architecture that the installed transformers does not have.
+    Raises UnsupportedError for an architecture that the installed transformers does not have, and for another release
+    than an old one that is installed.
     """
+    releases.refuse_other_release(job)
     model = _base(job)
-    if job.experts_apart:
+    if job.experts_apart and not releases.runs_own_code(job):
         from planner.trace.experts import take_apart
 
         take_apart(model)
@@ -47,7 +49,6 @@ def build(job: Job) -> torch.nn.Module:
 def _base(job: Job) -> Any:
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
 
     kind = str(job.config.get("model_type"))
     if kind not in transformers.CONFIG_MAPPING:
@@ -57,15 +58,24 @@ def _base(job: Job) -> Any:
         )
     options = {key: value for key, value in job.config.items() if key not in NOT_CONFIG}
     config = AutoConfig.for_model(kind, **options)
-    config.use_cache = False
-    kernel = "eager" if job.attention == "flash_attention_2" else job.attention  # the package is not asked for
-    with no_init_weights(), torch.device(CUDA):
+    if releases.installed() >= (5,):
+        config.use_cache = False
+    with releases.no_init_weights(), torch.device(CUDA):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[job.base_dtype], attn_implementation=_has(kernel, kind)
+            config,
+            attn_implementation=_has(_buildable(job), kind),
+            **{releases.dtype_word(): DTYPES[job.base_dtype]},
         )
     model.tie_weights()
     model.config._attn_implementation = job.attention
+    releases.name_flash_attention(model, attention.flash_attention_2)
     return model
+
+
+def _buildable(job: Job) -> str:
+    """transformers 5 asks for the flash package when a model is built, and looks its kernel up at every call."""
+    later = job.attention == "flash_attention_2" and releases.installed() >= (5,)
+    return "eager" if later else job.attention
 
 
 def _has(kernel: str, kind: str) -> str:
@@ -81,7 +91,7 @@ def _quantize(model: Any, job: Job) -> None:
     """Every linear but the output head, as transformers' bitsandbytes quantizer does, and peft's upcasts."""
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear and module is not head:
+        if isinstance(module, torch.nn.Linear) and module is not head:
             exchange(model, name, _packed(module, job))
     setattr(model, f"is_loaded_in_{job.quantization_bit}bit", True)
     for name, parameter in list(model.named_parameters()):
@@ -96,7 +106,7 @@ def _quantize(model: Any, job: Job) -> None:
 def _packed(module: torch.nn.Linear, job: Job) -> torch.nn.Module:
     if job.quantization_bit == 8:
         return bitsandbytes_like.Linear8bitLt(module)
-    return bitsandbytes_like.Linear4bit(module, job.double_quantization, DTYPES[job.compute_dtype])
+    return bitsandbytes_like.Linear4bit(module, job.double_quantization, DTYPES[job.compute_dtype], job.bitsandbytes)
 
 
 def _checkpoint(model: Any, job: Job) -> None:

@@ -10,6 +10,7 @@ from planner.errors import UnsupportedError
 from planner.hardware.machine import Machine
 from planner.memory.overhead import workspace_bytes
 from planner.memory.regime import HAND_WRITTEN, TRAINER_ENGINES, LossCopies, Regime, resolve_regime, version_of
+from planner.memory.stretches import names_cache
 from planner.model.spec import ModelSpec
 from planner.training import Dtype, KbitUpcast, TrainingSetup
 
@@ -37,6 +38,7 @@ class Job:
 
     ``config`` is a transformers config dictionary with ``model_type``; ``ranks`` GPUs share the job;
     ``workspace_bytes`` are cuBLAS' and live from the first product on; ``flash``: compute capability 8.0 or newer.
+    ``transformers`` and ``bitsandbytes`` are the releases asked for.
     """
 
     config: dict[str, Any]
@@ -76,6 +78,9 @@ class Job:
     optim: str
     upcast_on_sharding: bool
     outer_units_apart: bool
+    transformers: tuple[int, ...]
+    bitsandbytes: tuple[int, ...]
+    names_cache: bool
 
     @property
     def is_adapter(self) -> bool:
@@ -141,6 +146,9 @@ def job_of(setup: TrainingSetup, spec: ModelSpec, config: Mapping[str, Any], mac
         optim=setup.optim,
         upcast_on_sharding=regime.upcast_frozen_on_sharding,
         outer_units_apart=version_of(setup, "accelerate") >= (1, 14),
+        transformers=version_of(setup, "transformers"),
+        bitsandbytes=version_of(setup, "bitsandbytes"),
+        names_cache=names_cache(setup, spec),
     )
 
 

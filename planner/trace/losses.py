@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, logsigmoid
 
+from planner.trace import releases
 from planner.trace.job import Job
 
 Forward = Callable[..., Any]
@@ -15,6 +16,8 @@ Forward = Callable[..., Any]
 
 def install_loss(model: Any, job: Job) -> None:
     """Puts the job's loss path into the model; the installed transformers' own is left alone."""
+    if releases.runs_own_code(job):
+        return
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if job.loss in ("hf_4_48", "in_model"):
         base.loss_function = {"hf_4_48": _shifted_float_loss, "in_model": _shifted_loss}[job.loss]

@@ -16,13 +16,12 @@ from planner.trace.build import CUDA, DTYPES, blocks_of, build
 from planner.trace.job import Job
 from planner.trace.ledger import Ledger
 from planner.trace.losses import install_loss, preference_loss
+from planner.trace.named_cache import with_cache
 from planner.trace.optimizers import make_optimizer
 from planner.trace.tracker import Tracker, local, watch_modules
 
 STEPS = 2
 MAX_GRAD_NORM = 1.0
-# A loop by hand names its outputs. Models that computed their own loss kept them too, by a published peak: why is open.
-HOLDS_OUTPUTS = frozenset({"loop", "in_model"})
 BUCKET_BYTES = 25 * 1024 * 1024  # torch's DistributedDataParallel, bucket_cap_mb
 FIRST_BUCKET_BYTES = 1024 * 1024
 
@@ -61,6 +60,7 @@ def trace(job: Job, *, op_log: bool = False) -> tuple[Ledger, torch.nn.Module]:
     """Runs the job's step twice on fake tensors, and evaluation if it has one; returns the log and the model."""
     attention.install(flash=job.flash)
     tracker = Tracker(Ledger(), op_log=op_log)
+    tracker.experts = int(job.config.get("num_local_experts", 0)) if job.experts_apart else 0
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     gc.collect()
     gc.disable()
@@ -187,18 +187,18 @@ def _loss(bench: Bench) -> tuple[torch.Tensor, Any]:
     else:
         outputs = _outputs(job, bench.model, **bench.batch)
         loss = outputs["loss"]
-    held = outputs if job.loss in HOLDS_OUTPUTS else None
+    held = outputs if job.loss == "loop" else None  # a loop by hand names them
     return loss / job.gradient_accumulation_steps, held
 
 
 def _outputs(job: Job, model: Any, **batch: Any) -> Any:
     """The model under autocast, its outputs converted to fp32, as accelerate wraps it."""
     if job.autocast is None or job.parallelism == "fsdp2":  # there the wrapped model brings its own
-        return model(**batch)
+        return with_cache(job, model, batch)
     from accelerate.utils.operations import convert_to_fp32
 
     with torch.autocast("cuda", dtype=DTYPES[job.autocast]):
-        outputs = model(**batch)
+        outputs = with_cache(job, model, batch)
     return convert_to_fp32(outputs)
 
 

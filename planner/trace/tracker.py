@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class Tracker(TorchDispatchMode):
         self.count = 0
         self.op_log = op_log
         self.sharded = False
+        self.experts = 0  # where the model asks which tokens go to which of so many
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(kind.__name__ == "DTensor" for kind in types):  # it calls operations on its local tensors, seen here
@@ -37,9 +39,9 @@ class Tracker(TorchDispatchMode):
         if func.namespace == "prim":
             return func(*args, **(kwargs or {}))
         before = self.where()
-        func = _as_on_a_card(func, args)
+        asked, func = func, _as_on_a_card(func, args, self.experts)
         out = func(*args, **(kwargs or {}))
-        name = "_grouped_mm.default" if func is _grouped_mm else str(func).removeprefix("aten.")
+        name = str(func if isinstance(func, torch._ops.OpOverload) else asked).removeprefix("aten.")
         if self.op_log:
             self.ledger.events.append(self._op_event(name, args, before))
         for leaf in tree_leaves(out):
@@ -118,8 +120,10 @@ IN_PLACE_IN_BACKWARD = {
 LAST_HOLDER = (4, 2)  # references to a tensor and its storage when only the engine and this call hold it
 
 
-def _as_on_a_card(func: Any, args: Any) -> Any:
+def _as_on_a_card(func: Any, args: Any, experts: int) -> Any:
     """The operation a card would run: autograd avoids writing into fake tensors, and into nothing else."""
+    if func is torch.ops.aten.nonzero.default and experts:
+        return partial(_dealt, experts)
     if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
         return _grouped_mm
     node = torch._C._current_autograd_node()
@@ -128,6 +132,11 @@ def _as_on_a_card(func: Any, args: Any) -> Any:
     if func is torch.ops.aten.add.Tensor and _engine_accumulates(args[0]):
         return torch.ops.aten.add_.Tensor
     return IN_PLACE_IN_BACKWARD.get((node.name(), func), func)
+
+
+def _dealt(experts: int, mask: Any) -> Any:
+    """The places of one expert's tokens, which depend on data: every expert gets the same number."""
+    return mask.new_empty((mask.numel() // experts, mask.dim()), dtype=torch.int64)
 
 
 def _grouped_mm(left: Any, right: Any, offsets: Any, *_: Any, **__: Any) -> Any:

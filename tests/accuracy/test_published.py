@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from accuracy import MEASURES, Measure
 from comparisons import Comparison, Judged, compare, summary, wrong_verdicts
+from trace_published import RESULT, published
 
 NOT_STATABLE = {
     "torchtitan-8b-fsdp8-compile-fp8": "float8",
@@ -50,3 +53,14 @@ def test_intervals_are_ordered_and_hold_the_prediction(judged: list[Judged]) -> 
 def test_held_out_rows_of_one_gpu_stay_close(held_out: list[Judged]) -> None:
     errors = [one.error for one in compare(held_out) if one.meter == "allocated" and one.gpus == 1]
     assert summary(errors)["median"] <= 0.01
+
+
+def test_every_published_row_of_the_stack_was_traced_within_half_a_percent() -> None:
+    found = {line["id"]: line for line in map(json.loads, RESULT.read_text().splitlines())}
+    asked = {row["id"]: row["peak_gb"] for row in published()}
+    assert found.keys() == asked.keys()
+    for name, line in found.items():
+        assert line["published_gib"] == asked[name]
+        assert abs(line["traced_gib"] / asked[name] - 1) <= 0.005, name
+        assert abs(line["estimated_gib"] / asked[name] - 1) <= 0.005, name
+        assert line["versions"]["transformers"].startswith("4.48"), name
