@@ -55,6 +55,10 @@ class Counting:
     _looked: dict[Values, dict[Values, set[int]]] = field(default_factory=dict)
     _counted: dict[Values, frozenset[Values]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        apart = BATCH | set(self.sieve.knobs) | {"ds_config", "versions"}
+        self._line_key = attrgetter(*(name for name in FIELD_NAMES if name not in apart))
+
     def count(self) -> Census:
         """All lines of all classes; a setup that two classes share counts once."""
         for setup in self.desk.looked_at():
@@ -80,10 +84,6 @@ class Counting:
         """The micro batches that rules leave: all, or only the one that does not accumulate."""
         sizes = self.outcome.terms.batch.micro_sizes
         return sizes if self.desk.refusal(setup) is None else sizes[-1:]
-
-    def __post_init__(self) -> None:
-        apart = BATCH | set(self.sieve.knobs) | {"ds_config", "versions"}
-        self._line_key = attrgetter(*(name for name in FIELD_NAMES if name not in apart))
 
     def _count_family(self, family: list[Line]) -> None:
         too_large = False
