@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from planner.errors import InputError, UnsupportedError
+from planner.memory.autotp import GATHER_ON_SAVE
+from planner.memory.autotp import section as autotp_section
 from planner.training import OPTIMIZER_OFFLOADS, PARAM_OFFLOADS, Offload
 
 # LLaMA-Factory 0.9.5, examples/deepspeed/ds_z2_config.json and ds_z3_config.json.
@@ -60,12 +62,12 @@ class Buckets:
     pin_memory: bool
 
 
-def default_deepspeed_config(stage: int, offload: Offload, hidden: int) -> dict[str, Any]:
+def default_deepspeed_config(stage: int, offload: Offload, hidden: int, tensor: int = 1) -> dict[str, Any]:
     """The ``zero_optimization`` part (with what belongs to it) that a plan is priced with and emits.
 
-    ``stage`` 1, 2 or 3; ``hidden`` the model's width in elements. Stage 1 and 2 take the buckets of
-    LLaMA-Factory's examples (5e8, no overlap); stage 3 the numbers that transformers puts for ``"auto"``
-    (transformers/integrations/deepspeed.py: h*h, 0.9*h*h and 10*h). No value is left ``"auto"``.
+    ``stage`` 1, 2 or 3; ``hidden`` the model's width in elements; ``tensor`` GPUs that share each layer. Stage 1 and 2
+    take the buckets of LLaMA-Factory's examples (5e8, no overlap); stage 3 the numbers that transformers puts for
+    ``"auto"`` (transformers/integrations/deepspeed.py: h*h, 0.9*h*h and 10*h). No value is left ``"auto"``.
     Raises UnsupportedError where DeepSpeed cannot offload that way at that stage.
     """
     if stage not in (1, 2, 3):
@@ -75,7 +77,10 @@ def default_deepspeed_config(stage: int, offload: Offload, hidden: int) -> dict[
             f"offload {offload!r} needs parallelism zero3: DeepSpeed offloads those under ZeRO-3 only"
         )
     zero = _stage3(hidden) if stage == 3 else _stage12(stage)
-    return {"zero_allow_untested_optimizer": True, "zero_optimization": zero | _offload_part(offload)}
+    if tensor > 1:
+        zero[GATHER_ON_SAVE] = True
+    whole = {"zero_allow_untested_optimizer": True, "zero_optimization": zero | _offload_part(offload)}
+    return whole | autotp_section(tensor)
 
 
 def _stage12(stage: int) -> dict[str, Any]:

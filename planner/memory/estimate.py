@@ -13,7 +13,7 @@ from planner.hardware.machine import Machine
 from planner.memory.habits import OWN_MODELING
 from planner.memory.host import DiskNeed, HostNeed, host_bytes
 from planner.memory.models import extra_model_bytes
-from planner.memory.optimizer import optimizer_cost, together
+from planner.memory.optimizer import OptimizerCost, optimizer_cost, together
 from planner.memory.overhead import Overheads, overheads, workspace_bytes
 from planner.memory.regime import Regime, resolve_regime
 from planner.memory.remarks import assumptions_of, warnings_of, width_of
@@ -162,7 +162,7 @@ def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
     regime = resolve_regime(setup, spec, has_bf16=_has_bf16(machine))
     whole = build_parts(setup, spec, regime)
     share = split(setup, spec, max(machine.world_size, 1))
-    ranks, spec, setup = share.ranks, share.spec, share.setup
+    ranks, spec, asked, setup = share.ranks, share.spec, setup, share.setup
     parts = build_parts(setup, spec, regime)
     cost = optimizer_cost(setup, regime, parts.tensors)
     if parts.whole_tensors:
@@ -180,13 +180,22 @@ def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
     timeline = Timeline(step).run()
     totals = timeline.totals
     peak = max(totals, key=lambda phase: totals[phase])
-    host = host_bytes(
-        setup, regime, parts.units, ranks, max(machine.gpus_per_node, 1), cost=cost, hidden=spec.hidden,
-        stored_here=spec.local_path is not None,
-    )  # fmt: skip
+    if not share.alone:
+        setup, parts, cost = asked, whole, optimizer_cost(asked, regime, whole.tensors)
+    host = _host(setup, spec, machine, regime, parts, cost)
     return Worked(
-        setup=setup, regime=regime, parts=whole, timeline=timeline, peak=peak, allocated_bytes=totals[peak],
+        setup=asked, regime=regime, parts=whole, timeline=timeline, peak=peak, allocated_bytes=totals[peak],
         overheads=_overheads(timeline, machine, totals[peak], coverage), host=host,
+    )  # fmt: skip
+
+
+def _host(
+    setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime: Regime, parts: Parts, cost: OptimizerCost
+) -> HostNeed:
+    """What the node needs, by the whole model: a cut one is read, saved and offloaded by all its ranks together."""
+    return host_bytes(
+        setup, regime, parts.units, max(machine.world_size, 1), max(machine.gpus_per_node, 1), cost=cost,
+        hidden=spec.hidden, stored_here=spec.local_path is not None,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from planner.memory.autotp import is_autotp
 from planner.memory.deepspeed import buckets_of
 from planner.memory.layout import Unit
 from planner.memory.optimizer import OptimizerCost
@@ -83,7 +84,8 @@ def host_bytes(
 ) -> HostNeed:
     """What the first node (which also saves) needs.
 
-    ``units`` as one GPU would hold them; ``cost`` for states outside the GPU (paged optimizers), ``hidden`` for
+    ``units`` as one GPU would hold them, whole where the model itself is cut over ``ranks``.
+    ``cost`` for states outside the GPU (paged optimizers), ``hidden`` for
     activations moved to the host, ``data_workers`` processes per rank; ``stored_here``: the model's files lie on the
     disk already. Leaves out: the data set itself.
     """
@@ -146,6 +148,8 @@ class _Node:
         """Anonymous memory while the model is read."""
         if self.regime.quantized != "dense":
             return self._loading_quantized()
+        if is_autotp(self.setup):  # low_cpu_mem_usage false: cut on the host, where every rank has read it whole
+            return self.here * (self.stored + (0 if self.setup.param_dtype == "bf16" else self.upcast))
         if self.kind in FSDP:
             copies = self.here if self._fills_every_rank() else 1
             return copies * (self.stored + (self.upcast if self.setup.engine == "llamafactory" else 0))
@@ -198,6 +202,8 @@ class _Node:
             zeros = "transformers writes zeros on the ranks that wait for rank 0's weights"
             why = "it is read by every rank" if self.setup.engine == "embedded" else zeros
             return f"every rank fills a whole copy of the model on the host before sharding ({size} each): {why}"
+        if is_autotp(self.setup):
+            return f"every rank reads the whole model on the host ({size} each) before DeepSpeed cuts it"
         if self.kind == "zero3" and self.regime.quantized == "dense" and self._converts_whole():
             return (
                 f"every rank stacks all experts on the host before sharding ({size} each): transformers reads them so "
@@ -300,7 +306,7 @@ class _Node:
         if self.kind in FSDP:
             whole = self.held if self.setup.is_adapter else weights
             return max(whole, self._states_of_all())
-        if self.kind == "zero3" and not self.setup.is_adapter:
+        if (self.kind == "zero3" or is_autotp(self.setup)) and not self.setup.is_adapter:
             return 2 * self.trained
         return min(weights, SHARD_BYTES)
 

@@ -40,6 +40,9 @@ CURVES: dict[LossCopies, LossCurve] = {
     "raw": LossCurve(4, 8, 4),
     "torchtune": LossCurve(10, 12, 2),  # logits.float() replaces them
     "fused": LossCurve(8, 8, 2),
+    # deepspeed 0.19.8 sequence/cross_entropy.py: logits and their shifted copy, both in fp32 of which the shift by the
+    # maximum and its exponential are made; backward: exponential and gradient in fp32, then the 16-bit one
+    "vocab_parallel": LossCurve(16, 10, 2),
 }
 # Under autocast the likelihood reads an fp32 copy (4) of the 16-bit log-softmax (2) and keeps both; accelerate then
 # makes the logits (2) fp32 (4). The fused kernel keeps the shifted copy alone and writes its gradient there.
@@ -48,7 +51,7 @@ FUSED_IN_MODEL = LossCurve(4, 4, 2)
 FUSED_IN_MODEL_AUTOCAST = LossCurve(4, 4, 2, converted=8)
 # Recipes before pull request 1235 (torchtune 0.3) name the shifted fp32 logits until the next batch's replace them.
 TORCHTUNE_HELD = LossCurve(10, 16, 6)
-SHIFTED_COPY: dict[LossCopies, int] = {"hf_4_48": 4, "hf_4_45": 4, "in_model": 2}
+SHIFTED_COPY: dict[LossCopies, int] = {"hf_4_48": 4, "hf_4_45": 4, "in_model": 2, "vocab_parallel": 2}
 LITGPT_CHUNK_TOKENS = 128
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 TORCHTUNE_CHUNKS = 8

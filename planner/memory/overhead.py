@@ -20,6 +20,7 @@ from planner.rulebook.paths import rules_dir
 from planner.training import ZERO, TrainingSetup
 from planner.units import MIB
 
+SPLITS = ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel")  # a process group each
 # cuBLAS keeps one workspace per handle and stream, two in a training step (forward and autograd threads):
 # 4096 KiB x 2 + 16 KiB x 8 before Hopper, 32 MiB from Hopper on. Source: aten/src/ATen/cuda/CublasHandlePool.cpp.
 WORKSPACES = 2
@@ -116,7 +117,7 @@ def trust_class(setup: TrainingSetup, spec: ModelSpec, ranks: int) -> str:
 def _is_rare(setup: TrainingSetup, spec: ModelSpec) -> bool:
     """Settings that no row of measurements/published.jsonl has."""
     parallel = setup.parallelism in ZERO | {"fsdp2"} or setup.offload != "none"
-    split = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel * setup.expert_parallel > 1
+    split = any(getattr(setup, name) > 1 for name in SPLITS)
     usual = setup.method in ("full", "lora", "qlora") and setup.stage in ("pt", "sft")
     compiled = setup.torch_compile and setup.engine in TRAINER_ENGINES  # torchtune's and thunder's rows are compiled
     return parallel or split or not usual or compiled or spec.vision is not None
@@ -220,7 +221,8 @@ def overheads(
     """
     kind = machine.smallest.kind if machine.gpus else None
     context = context_bytes(kind.architecture if kind is not None else None)
-    nccl = nccl_bytes(machine.gpus_per_node, machine.nodes, machine.links.nvlink)
+    groups = 1 + sum(getattr(setup, name) > 1 for name in SPLITS)
+    nccl = nccl_bytes(machine.gpus_per_node, machine.nodes, machine.links.nvlink, groups)
     reserved = reserved_bytes(
         setup,
         allocated_bytes,

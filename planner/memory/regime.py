@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, Literal, TypeVar
 
+from planner.memory.autotp import cuts_vocabulary, is_autotp
 from planner.memory.habits import OWN_MODELING, WIDE_NORM, WRITTEN_OUT_NORM
 from planner.model.spec import ModelSpec
 from planner.training import DTYPE_BYTES, FSDP, ZERO, Dtype, TrainingSetup
@@ -30,6 +31,7 @@ LossCopies = Literal[
     "fused",
     "fused_linear",
     "chunked",
+    "vocab_parallel",
 ]
 T = TypeVar("T")
 # What each engine's newest release resolves to (metadata of the wheels on 2026-11-20).
@@ -119,6 +121,7 @@ def resolve_regime(setup: TrainingSetup, spec: ModelSpec, *, has_bf16: bool | No
         setup.engine, setup.method, setup.stage, setup.parallelism or "none", setup.quantization_bit,
         setup.quantization_method, setup.param_dtype, setup.compute_dtype, setup.adapter_dtype, setup.kbit_upcast,
         setup.liger_kernel, setup.unsloth, setup.loss, setup.attention, setup.additional_target, versions,
+        _cuts_logits(setup),
         spec.stored_dtype, spec.embedding_norm, _norms_widen(spec),
         spec.quantized.method if spec.quantized else None, spec.model_type, has_bf16 is not False,
     )  # fmt: skip
@@ -129,6 +132,10 @@ def _norms_widen(spec: ModelSpec) -> bool:
     """Whether blocks norm by torch's layer norm, which is on autocast's fp32 list."""
     kinds = {run.block.norm for run in spec.runs}
     return spec.model_type not in WRITTEN_OUT_NORM and any(kind.startswith("layernorm") for kind in kinds)
+
+
+def _cuts_logits(setup: TrainingSetup) -> bool:
+    return is_autotp(setup) and cuts_vocabulary(setup)
 
 
 class Unhashed(Generic[T]):
@@ -311,6 +318,8 @@ def loss_in_model(setup: TrainingSetup, model_type: str) -> bool:
 
 def _loss(setup: TrainingSetup, model_type: str) -> LossCopies:
     """The path of logits and cross-entropy; outside pt and sft LLaMA-Factory switches the fused linear one off."""
+    if _cuts_logits(setup) and setup.loss is None and not setup.liger_kernel:
+        return "vocab_parallel"
     if setup.engine == "trl" and setup.loss is None and trl_version(setup) >= (1, 15):
         return "tiles"  # trainer/utils.py add_fused_lm_head; Liger's own fused loss is switched off
     if setup.loss == "fused_linear" or (setup.loss is None and setup.liger_kernel and setup.stage in ("pt", "sft")):

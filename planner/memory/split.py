@@ -3,7 +3,8 @@
 Tensor parallelism divides heads, feed-forward widths and the vocabulary (Megatron-LM, arXiv 1909.08053); the residual
 stream and the norms stay whole. A pipeline stage holds its share of the layers, and the first one keeps as
 many micro batches as there are stages (1F1B, arXiv 2104.04473). Context parallelism divides the sequence, expert
-parallelism the experts. No published peak was at hand to test these, which every estimate that uses them says.
+parallelism the experts. DeepSpeed's AutoTP leaves the input embedding of an untied model whole
+(``planner.memory.autotp``). No published peak was at hand to test these, which every estimate that uses them says.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.errors import InputError
+from planner.memory.autotp import cuts_vocabulary, is_autotp
 from planner.model.spec import Attention, Block, Mlp, ModelSpec, Moe, Run
 from planner.training import TrainingSetup
 
@@ -20,13 +22,14 @@ from planner.training import TrainingSetup
 class Split:
     """What one GPU runs: ``spec`` and ``setup`` as if it were alone, over ``ranks`` data-parallel ranks.
 
-    ``in_flight`` micro batches keep their activations at once.
+    ``in_flight`` micro batches keep their activations at once. ``alone``: nothing is cut.
     """
 
     spec: ModelSpec
     setup: TrainingSetup
     ranks: int
     in_flight: int
+    alone: bool = False
 
 
 def split(setup: TrainingSetup, spec: ModelSpec, world: int) -> Split:
@@ -34,7 +37,7 @@ def split(setup: TrainingSetup, spec: ModelSpec, world: int) -> Split:
     tensor, pipeline = setup.tensor_parallel, setup.pipeline_parallel
     context, expert = setup.context_parallel, setup.expert_parallel
     if tensor == pipeline == context == expert == 1:
-        return Split(spec=spec, setup=setup, ranks=world, in_flight=1)
+        return Split(spec=spec, setup=setup, ranks=world, in_flight=1, alone=True)
     size = tensor * pipeline * context
     if world % size:
         raise InputError(
@@ -45,11 +48,21 @@ def split(setup: TrainingSetup, spec: ModelSpec, world: int) -> Split:
     if ranks * tensor % expert:
         raise InputError(f"expert_parallel {expert} does not divide the {ranks * tensor} GPUs of a pipeline stage")
     return Split(
-        spec=_share(spec, tensor, pipeline, expert),
+        spec=_with_vocabulary(_share(spec, tensor, pipeline, expert), spec, setup),
         setup=setup.but(seq_len=-(-setup.seq_len // context)) if context > 1 else setup,
         ranks=ranks,
         in_flight=min(pipeline, setup.gradient_accumulation_steps) if pipeline > 1 else 1,
     )
+
+
+def _with_vocabulary(part: ModelSpec, whole: ModelSpec, setup: TrainingSetup) -> ModelSpec:
+    """The rows of embedding and head that one rank holds: as divided, or as AutoTP leaves them."""
+    if not is_autotp(setup):
+        return part
+    if not cuts_vocabulary(setup):
+        return replace(part, vocab=whole.vocab)
+    rest = 0 if whole.tied_embeddings else whole.vocab - part.vocab
+    return replace(part, embedding_extra_rows=whole.embedding_extra_rows + rest)
 
 
 @lru_cache(maxsize=256)

@@ -154,7 +154,8 @@ class _Builder:
             frozen_bytes=frozen * bytes_of(regime.embedding) + vision * bytes_of(regime.frozen),
             trained=trained + low, trained_bytes_each=self._outer_bytes(trained),
             gradient_bytes_each=self._own(trained),
-            largest_trained=self.spec.vocab * width if trained else low, tensors=1, small_elements=0,
+            largest_trained=(self.spec.vocab + self.spec.embedding_extra_rows) * width if trained else low, tensors=1,
+            small_elements=0,
         )  # fmt: skip
 
     def _outer_bytes(self, whole: int) -> int:

@@ -18,8 +18,10 @@ from planner.units import show_gib
 WORDS = {"none": "one GPU", "ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 SHARDED_WEIGHTS = ("zero3", "fsdp", "fsdp2")
 LINKS = "links between GPUs"
-# Who runs a model that is cut, beside the engines whose files are written.
+# Who runs a model that is cut, where no files are written for it here.
 TENSOR_ENGINES = "LLaMA-Factory's Megatron adapter (USE_MCA=1) or DeepSpeed AutoTP"
+# DeepSpeed's AutoTP trains under these, and Liger's loss does not go with it (rules lf-53b).
+AUTOTP = ({"parallelism": "zero1", "liger_kernel": False}, {"parallelism": "zero2", "liger_kernel": False})
 SEQUENCE_ENGINES = "LLaMA-Factory's Megatron adapter (USE_MCA=1) or DeepSpeed-Ulysses"
 PIPELINE_ENGINES = "LLaMA-Factory's Megatron adapter (USE_MCA=1) or Megatron-LM"
 
@@ -111,9 +113,10 @@ def cut(desk: Desk, outcome: Outcome) -> Iterator[str]:
 
 def _would_do(desk: Desk, setup: TrainingSetup, kind: str) -> str:
     """The smallest cut within a node that fits, with what it would need; nothing where none does."""
-    for size in (2, 4, 8):
-        if desk.machine.gpus_per_node % size:
-            continue
+    written = autotp_that_fits(desk, setup) if kind == "tensor" else None
+    if written is not None:
+        return written
+    for size in _cuts(desk):
         need = desk.need(setup.but(**{f"{kind}_parallel": size, "parallelism": "zero1"}))
         if need is not None and need <= desk.capacity_bytes:
             return (
@@ -122,6 +125,25 @@ def _would_do(desk: Desk, setup: TrainingSetup, kind: str) -> str:
                 "no files are written for that here)"
             )
     return ""
+
+
+def _cuts(desk: Desk) -> list[int]:
+    """Sizes of a tensor-parallel group that a node divides into."""
+    return [size for size in (2, 4, 8) if desk.machine.gpus_per_node % size == 0]
+
+
+def autotp_that_fits(desk: Desk, setup: TrainingSetup) -> str | None:
+    """The smallest tensor parallelism that files are written for and that fits; None where there is none."""
+    for size in _cuts(desk):
+        for changes in AUTOTP:
+            cut = setup.but(tensor_parallel=size, **changes)
+            need = desk.need(cut)
+            if need is not None and need <= desk.capacity_bytes and desk.refusal(cut) is None:
+                return (
+                    f": tensor parallelism over {size} GPUs of a node does, at {show_gib(need)} a GPU"
+                    f"{_over_pcie(desk)} (--tensor-parallel {size} --parallelism {cut.parallelism}: DeepSpeed's AutoTP)"
+                )
+    return None
 
 
 def _over_pcie(desk: Desk) -> str:

@@ -158,6 +158,11 @@ def _layers_over_freeze(facts: Facts) -> int | None:
     return facts.spec.layers % max(1, facts.setup.freeze_trainable_layers) if facts.spec else None
 
 
+def _kv_heads_over_tensor(facts: Facts) -> int | None:
+    heads = _attention(facts, "kv_heads")
+    return heads % facts.setup.tensor_parallel if heads else None
+
+
 def _smallest_target_width(facts: Facts) -> int | None:
     """Elements of the narrowest side of any module that LoRA's targets name; routers are left out."""
     spec, setup = facts.spec, facts.setup
@@ -225,6 +230,8 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "model.quantized": _quantized("method"),
     "model.quantized_bits": _quantized("bits"),
     "model.heads": lambda facts: _attention(facts, "heads"),
+    "model.kv_heads": lambda facts: _attention(facts, "kv_heads"),
+    "model.kv_heads_over_tensor": _kv_heads_over_tensor,
     "model.head_dim": lambda facts: _attention(facts, "head_dim"),
     "model.softcap": lambda facts: _attention(facts, "softcap"),
     "model.layers_over_freeze": _layers_over_freeze,

@@ -6,7 +6,7 @@ when the constants were fitted, is what tools/calibrate_speed.py prints. Other c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.hardware.machine import Gpu, Machine
 from planner.model.spec import ModelSpec
@@ -124,15 +124,16 @@ def _step_parts(
     launches = max(0.0, micro["kernel launches"] - arithmetic)
     hidden = rates.overlap * (arithmetic + launches)
     links = _exposed_s(_micro_traffic_s(setup, spec, machine, way, work), hidden, rates)
-    links += _collectives_s(setup, spec, machine, rates)
+    links += _collectives_s(setup, spec, machine, rates) + tensor_traffic_s(setup, spec, machine, rates)
+    filled = steps + setup.pipeline_parallel - 1  # a stage idles while the others fill and drain (GPipe, 1F1B)
     once = _step_traffic_s(setup, machine, way, work)
     if _parallelism(setup, machine) == "ddp":  # reduced during the last backward pass; ZeRO gathers when all is done
         once = _exposed_s(once, hidden, rates)
     return {
-        "arithmetic": steps * micro["arithmetic"],
-        "memory traffic": steps * micro["memory traffic"],
-        "kernel launches": steps * launches,
-        "links between GPUs": steps * links + once,
+        "arithmetic": filled * micro["arithmetic"],
+        "memory traffic": filled * micro["memory traffic"],
+        "kernel launches": filled * launches,
+        "links between GPUs": filled * links + once,
         "the optimizer step": _optimizer_s(setup, machine, card, way, work, rates),
         "offload to host memory": steps * _offload_s(setup, spec, machine, way),
     }
@@ -193,11 +194,11 @@ def _micro_traffic_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, wa
     kind = _parallelism(setup, machine)
     if ranks == 1 or kind in ("none", "ddp"):
         return 0.0
-    gradient = 2.0 * work.trained * (2 if kind == "zero1" else 1)
+    gradient = 2.0 * work.trained * (2 if kind == "zero1" else 1) / _cut(setup)
     weights = 0.0
     if kind in ("zero3", "fsdp", "fsdp2"):
         held = setup.quantization_bit / 8 if setup.quantization_bit else 2.0
-        weights = 2 * held * spec.parameters
+        weights = 2 * held * spec.parameters / _cut(setup)
     return (weights + gradient) * (ranks - 1) / ranks / way.between_gpus
 
 
@@ -212,6 +213,28 @@ def _collectives_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, rate
     return 3 * spec.layers * (rates.collective_seconds + (ranks - 1) * rates.hop_seconds)
 
 
+def _cut(setup: TrainingSetup) -> int:
+    """GPUs that hold different parts of the weights, apart from sharding."""
+    return setup.tensor_parallel * setup.pipeline_parallel
+
+
+def tensor_traffic_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, rates: Rates) -> float:
+    """Seconds of a micro batch that tensor parallelism waits for: two all-reduces of a layer's output in forward, two
+    of its input's gradient in backward, and those of the recomputation; nothing runs beside them.
+
+    An all-reduce moves 2 (t - 1) / t of its b x s x h elements of 16 bit over a ring of t GPUs, within a node where t
+    GPUs are. Source: Megatron-LM, arXiv 1909.08053, section 3. Leaves out: the loss's sums of a few bytes a token.
+    """
+    size = setup.tensor_parallel
+    if size == 1:
+        return 0.0
+    near = replace(machine, nodes=1) if size <= machine.gpus_per_node else machine
+    tokens = setup.seq_len * setup.micro_batch_size * setup.sequences_per_sample / setup.context_parallel
+    moved = 2.0 * (size - 1) / size * 2 * tokens * spec.hidden
+    each = moved / paths(near, rates).between_gpus + rates.collective_seconds + (size - 1) * rates.hop_seconds
+    return 2 * (2 + _recomputed(setup)) * spec.layers / setup.pipeline_parallel * each
+
+
 def _step_traffic_s(setup: TrainingSetup, machine: Machine, way: Paths, work: TokenWork) -> float:
     """Seconds of collectives once per optimizer step: DDP's all-reduce, ZeRO-1/2's gather of new weights."""
     ranks = data_ranks(setup, machine)
@@ -220,7 +243,7 @@ def _step_traffic_s(setup: TrainingSetup, machine: Machine, way: Paths, work: To
         return 0.0
     held = 4.0 if setup.param_dtype != "bf16" else 2.0
     once = 2 * held if kind == "ddp" else 2.0
-    return once * work.trained * (ranks - 1) / ranks / way.between_gpus
+    return once * work.trained / _cut(setup) * (ranks - 1) / ranks / way.between_gpus
 
 
 def _optimizer_s(
@@ -229,7 +252,7 @@ def _optimizer_s(
     """Seconds to clip and step: weights, gradients and two states are read and all but gradients written."""
     kind = _parallelism(setup, machine)
     ranks = data_ranks(setup, machine) if kind not in ("none", "ddp") else 1
-    mine = work.trained / ranks
+    mine = work.trained / ranks / _cut(setup)
     if setup.offload in OPTIMIZER_OFFLOADS:
         on_node = mine * machine.gpus_per_node
         swapped = SWAPPED_BYTES * on_node / way.drive if setup.offload == "nvme" else 0.0

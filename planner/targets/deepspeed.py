@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError, UnsupportedError
+from planner.memory import autotp
 from planner.memory.deepspeed_config import default_deepspeed_config, read_offload
 from planner.targets.context import EmitContext
 from planner.targets.recipe import recipe
@@ -59,12 +60,13 @@ def emit(setup: TrainingSetup, context: EmitContext) -> dict[str, Any]:
         "gradient_clipping": recipe(setup)["max_grad_norm"].value,
         "bf16": {"enabled": compute == "bf16"},
         "fp16": {"enabled": compute == "fp16"} | _LOSS_SCALING,
-        **default_deepspeed_config(stage, setup.offload, context.hidden),
+        **default_deepspeed_config(stage, setup.offload, context.hidden, setup.tensor_parallel),
     }
 
 
 def read(config: Mapping[str, Any], hidden: int | None, *, place: str = FILE_NAME) -> dict[str, Any]:
-    """The setup fields that a DeepSpeed JSON states: parallelism, offload and, where it is not ours, ds_config.
+    """The setup fields that a DeepSpeed JSON states: parallelism, offload, GPUs that share each layer and, where it is
+    not ours, ds_config.
 
     ``hidden`` is the model's width; without it no file is recognised as the default one, and the whole is kept.
     Raises InputError for a stage that does not exist.
@@ -72,21 +74,23 @@ def read(config: Mapping[str, Any], hidden: int | None, *, place: str = FILE_NAM
     zero = config.get("zero_optimization") or {}
     stage = zero.get("stage", 0) if isinstance(zero, Mapping) else None
     if stage == 0:
-        return {"parallelism": "ddp", "offload": "none", "ds_config": dict(config)}
+        tensor = autotp.read_size(config, place=place)
+        return {"parallelism": "ddp", "offload": "none", "tensor_parallel": tensor, "ds_config": dict(config)}
     if stage not in _PARALLELISM:
         raise InputError(f"{place}: zero_optimization.stage {stage!r} is not valid; choose 1, 2 or 3")
     offload = read_offload(zero, place=place)
-    fields: dict[str, Any] = {"parallelism": _PARALLELISM[stage], "offload": offload}
-    if not _is_default(config, stage, offload, hidden):
+    tensor = autotp.read_size(config, place=place)
+    fields: dict[str, Any] = {"parallelism": _PARALLELISM[stage], "offload": offload, "tensor_parallel": tensor}
+    if not _is_default(config, stage, offload, hidden, tensor):
         fields["ds_config"] = dict(config)
     return fields
 
 
-def _is_default(config: Mapping[str, Any], stage: int, offload: Any, hidden: int | None) -> bool:
-    if hidden is None:
+def _is_default(config: Mapping[str, Any], stage: int, offload: Any, hidden: int | None, tensor: int) -> bool:
+    if hidden is None or not autotp.is_emitted(config):
         return False
     try:
-        ours = default_deepspeed_config(stage, offload, hidden)
+        ours = default_deepspeed_config(stage, offload, hidden, tensor)
     except UnsupportedError:
         return False
     return config.get("zero_optimization") == ours["zero_optimization"] and "data_types" not in config
@@ -145,8 +149,8 @@ def _check_zero(setup: TrainingSetup, parallelism: str) -> None:
         default_deepspeed_config(STAGES[parallelism], setup.offload, 1)
         return
     stated = read(load_config(setup.ds_config), None)
-    for field in ("parallelism", "offload"):
-        mine = parallelism if field == "parallelism" else setup.offload
+    for field in ("parallelism", "offload", "tensor_parallel"):
+        mine = parallelism if field == "parallelism" else getattr(setup, field)
         if stated[field] != mine:
             raise InputError(f"ds_config says {field} {stated[field]} and the setup says {mine}; make them agree")
 

@@ -55,6 +55,8 @@ def sections(setup: TrainingSetup, context: EmitContext) -> dict[str, Values]:
 
 def _model(setup: TrainingSetup, context: EmitContext) -> Values:
     values: Values = {"model_name_or_path": context.model_path, "trust_remote_code": context.trust_remote_code}
+    if setup.tensor_parallel > 1:  # AutoTP cuts the model where it lies: on the host it need not fit one GPU whole
+        values["low_cpu_mem_usage"] = False
     if setup.quantization_bit is not None:
         values["quantization_method"] = setup.quantization_method
         values["quantization_bit"] = setup.quantization_bit

@@ -11,7 +11,7 @@ from planner.targets.llamafactory_settle import ATTENTION, FILE_NAME
 from planner.targets.schema import check_arguments, default_of
 from planner.targets.sidecar import sidecar_fields
 from planner.targets.yaml_text import load_yaml
-from planner.training import setup_from_mapping
+from planner.training import TrainingSetup, setup_from_mapping
 
 HiddenOf = Callable[[str], int | None]
 
@@ -65,7 +65,8 @@ def read(files: Mapping[str, str], *, hidden_of: HiddenOf | None = None, name: s
     )
     fields |= sidecar_fields(files)
     fields |= _sharding(state, files, hidden_of)
-    return Reading(setup=setup_from_mapping(fields, place=name), warnings=_warnings(state))
+    setup = setup_from_mapping(fields, place=name)
+    return Reading(setup=setup, warnings=_warnings(state, setup))
 
 
 class _State:
@@ -182,7 +183,7 @@ def _sharding(state: _State, files: Mapping[str, str], hidden_of: HiddenOf | Non
     return accelerate.read_trainer_fsdp(state["fsdp"], state["fsdp_config"])
 
 
-def _warnings(state: _State) -> tuple[str, ...]:
+def _warnings(state: _State, setup: TrainingSetup) -> tuple[str, ...]:
     found = [
         f"{key}: {state[key]} is not priced: the estimate is made as if it were {neutral}"
         for key, neutral in UNPRICED.items()
@@ -190,6 +191,11 @@ def _warnings(state: _State) -> tuple[str, ...]:
     ]
     if state["finetuning_type"] == "freeze" and state["freeze_trainable_modules"] != "all":
         found.append("freeze_trainable_modules: priced as all modules of the trained layers")
+    if setup.tensor_parallel > 1 and state.flag("low_cpu_mem_usage"):
+        found.append(
+            "low_cpu_mem_usage: every GPU holds the whole model while it is loaded, before AutoTP cuts it; priced is "
+            "low_cpu_mem_usage: false, which loads it on the host"
+        )
     if state["reward_model"] and state["reward_model_type"] != "full":
         found.append("reward_model_type: priced as a whole reward model; an adapter or an API needs less")
     return tuple(found)

@@ -112,7 +112,7 @@ def _kernels(setup: TrainingSetup, context: EmitContext) -> dict[str, Any]:
         raise _refuse("activation_offload with unsloth", "Unsloth brings its own checkpointing")
     if setup.kbit_upcast == "all":
         raise _refuse("kbit_upcast all", "upcast_layernorm casts norms only")
-    for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"):
+    for name in ("pipeline_parallel", "context_parallel", "expert_parallel"):
         if getattr(setup, name) > 1:
             raise _refuse(f"{name} {getattr(setup, name)}", "its own trainer has no such parallelism")
     return {"loss": None, "kbit_upcast": "norms" if setup.kbit_upcast == "norms" else None}
@@ -177,6 +177,8 @@ def _parallelism(setup: TrainingSetup, context: EmitContext) -> dict[str, Any]:
         _check_badam(setup, parallelism)
     if parallelism == "zero3" and setup.unsloth:
         raise _refuse("unsloth with zero3", "Unsloth does not work with DeepSpeed ZeRO-3")
+    if setup.tensor_parallel > 1:
+        _check_autotp(setup, parallelism)
     if setup.ds_config is not None:
         changes["ds_config"] = aligned_config(setup)
     return changes
@@ -187,3 +189,17 @@ def _check_badam(setup: TrainingSetup, parallelism: str) -> None:
         raise _refuse("BAdam by ratio on several GPUs", "only badam_mode layer runs distributed")
     if parallelism != "zero3":
         raise _refuse(f"method badam with {parallelism}", "layer-wise BAdam on several GPUs needs zero3")
+
+
+def _check_autotp(setup: TrainingSetup, parallelism: str) -> None:
+    """What of DeepSpeed's AutoTP was run through LLaMA-Factory; the rules of ``lf-53b`` say the rest."""
+    what = f"tensor_parallel {setup.tensor_parallel}"
+    if parallelism not in ("zero1", "zero2"):
+        raise _refuse(f"{what} with {parallelism}", "DeepSpeed's AutoTP trains under ZeRO-1 and ZeRO-2")
+    if setup.method != "full":
+        raise _refuse(f"{what} with method {setup.method}", "DeepSpeed's AutoTP loses track of parameters beside it")
+    if setup.stage not in ("pt", "sft"):
+        raise _refuse(f"{what} in stage {setup.stage}", "each rank sees its part of the logits only")
+    for name in ("liger_kernel", "unsloth", "torch_compile"):
+        if getattr(setup, name):
+            raise _refuse(f"{what} with {name}", "its kernels read the whole head, and each rank holds a part")

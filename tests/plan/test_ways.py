@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from planner.hardware.parse import parse_machine
+from planner.memory.estimate import price
 from planner.model.catalogue import resolve
 from planner.plan.make import make_plan
 from planner.plan.plan import Plan, Request
+from planner.plan.ways import AUTOTP, autotp_that_fits
+from planner.search.desk import Desk
+from planner.speed.estimate import predict_speed
+from planner.training import TrainingSetup
 
 
 def plan(gpus: str, model: str, **fields: Any) -> Plan:
@@ -73,3 +78,21 @@ def test_a_network_that_bounds_sharding_names_pipeline_stages() -> None:
     assert slow.chosen is not None and slow.chosen.speed is not None
     assert slow.chosen.speed.bound_by == "links between GPUs"
     assert any("pipeline stages across nodes" in each for each in slow.reasons)
+
+
+def test_a_cut_that_files_are_written_for_is_named_with_its_flags() -> None:
+    """One sequence's logits and activations beside all states: AutoTP cuts both, and its flags give that plan."""
+    machine, spec = parse_machine("8xH100-80GB", "2TB"), resolve("Llama-3.1-8B")
+    desk = Desk(spec, machine, price, predict_speed)
+    setup = TrainingSetup(model=spec.id, method="full", seq_len=32768, parallelism="zero3", micro_batch_size=1)
+    said = autotp_that_fits(desk, setup) or ""
+    assert "--tensor-parallel" in said and "--parallelism zero" in said
+    size = int(said.partition("--tensor-parallel ")[2].split()[0])
+    zero = said.partition("--parallelism ")[2].split(":")[0]
+    assert {"parallelism": zero, "liger_kernel": False} in AUTOTP
+    answer = plan(
+        "8xH100-80GB", spec.id, method="full", seq_len=32768, ram="2TB",
+        pinned={"tensor_parallel": size, "parallelism": zero},
+    )  # fmt: skip
+    assert answer.chosen is not None and answer.chosen.setup.tensor_parallel == size
+    assert autotp_that_fits(desk, setup.but(method="lora")) is None

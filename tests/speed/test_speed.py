@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from planner.hardware.parse import parse_machine
 from planner.model.catalogue import resolve
-from planner.speed.estimate import predict_speed
+from planner.speed.estimate import predict_speed, tensor_traffic_s
+from planner.speed.links import paths
 from planner.speed.rates import shipped
 from planner.training import TrainingSetup
 
@@ -150,3 +151,26 @@ def test_states_on_a_drive_wait_for_the_drive_that_a_nodes_gpus_share() -> None:
     for gpus in (2, 8):  # however many share it, the same bytes pass through the drive
         assert step(gpus, "nvme") - step(gpus, "all") > swapped
         assert step(gpus, "nvme") - step(gpus, "optimizer") > swapped
+
+
+def test_tensor_parallelism_waits_for_its_links() -> None:
+    """Two all-reduces of a layer in forward, two in backward, two in recomputation: 1.5 x 8 MB of 2048 x 4096 each."""
+    setup = TrainingSetup(model="Meta-Llama-3-8B", tensor_parallel=4)
+
+    def seconds(gpus: str, **fields: Any) -> float:
+        return tensor_traffic_s(setup.but(**fields), resolve(setup.model), parse_machine(gpus), shipped())
+
+    over = paths(parse_machine("4xRTX4090"), shipped()).between_gpus
+    waits = shipped().collective_seconds + 3 * shipped().hop_seconds
+    assert seconds("4xRTX4090") == pytest.approx(6 * 32 * (1.5 * 2 * 2048 * 4096 / over + waits))
+    assert seconds("4xRTX4090") > 5 * seconds("4xH100-80GB")
+    assert seconds("4x4xH100-80GB") == seconds("4xH100-80GB")  # it stays within a node
+    assert seconds("4xRTX4090", tensor_parallel=1) == 0
+    assert rate("4xH100-80GB", tensor_parallel=4) < rate("4xH100-80GB")
+
+
+def test_a_pipeline_fills_and_drains() -> None:
+    """(m + p - 1) / m of the time with m micro batches and p stages (GPipe, arXiv 1811.06965)."""
+    few = rate("4xH100-80GB", method="full", pipeline_parallel=4, gradient_accumulation_steps=4)
+    many = rate("4xH100-80GB", method="full", pipeline_parallel=4, gradient_accumulation_steps=64)
+    assert 1.4 < many / few < 1.9

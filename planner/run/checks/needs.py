@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from planner.targets.context import EmitContext
 
 TOKEN_BYTES = 3 * 8  # input ids, labels and the mask as 64-bit integers
+LEAST_AUTOTP = "0.19.8"  # a vocabulary that is cut too, tied to the embedding or not; older ones refuse its key
 ENGINE_PACKAGE = {"llamafactory": "llamafactory", "trl": "trl", "transformers": "transformers"}
 # Trainers' report_to and what has to be installed for it.
 _REPORTERS = {
@@ -112,7 +113,9 @@ def packages_of(setup: TrainingSetup, settings: Mapping[str, Any], stored: str |
         yield Package(name="peft", why=f"method {setup.method}")
     yield from _kernels(setup)
     if setup.parallelism in ZERO:
-        yield Package(name="deepspeed", module="deepspeed", why=f"parallelism {setup.parallelism}", least="0.9.3")
+        cut = setup.tensor_parallel > 1
+        why = f"tensor_parallel {setup.tensor_parallel}" if cut else f"parallelism {setup.parallelism}"
+        yield Package(name="deepspeed", module="deepspeed", why=why, least=LEAST_AUTOTP if cut else "0.9.3")
     if setup.method in _PROJECTED:
         name, least = _PROJECTED[setup.method]
         yield Package(name=name, why=f"method {setup.method}", least=least)
