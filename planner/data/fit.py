@@ -15,7 +15,7 @@ def with_lengths(request: Request, spec: ModelSpec, make: Callable[[Request], Pl
 
     That cuts nothing, because every sample was counted with the model's own tokenizer; else the lengths are advice.
     """
-    found = measure(str(request.data), request.stage, spec)
+    found = measure(str(request.data), request.stage, spec, request.mixing)
     if found is None:
         unread = "the lengths of the data are not known: reading it needs pyarrow (pip install 'vramplan[data]')"
         plan = make(request)
@@ -27,7 +27,9 @@ def with_lengths(request: Request, spec: ModelSpec, make: Callable[[Request], Pl
         if fitted
         else advice(found, request.seq_len, packing=_packs(request))
     )
-    return replace(plan, data=found, assumptions=(*plan.assumptions, _counted(found)), warnings=(*plan.warnings, *said))
+    return replace(
+        plan, data=found, assumptions=(*plan.assumptions, _counted(found, request)), warnings=(*plan.warnings, *said)
+    )
 
 
 def fitted_length(request: Request, found: Lengths) -> int | None:
@@ -47,8 +49,18 @@ def _shortened(found: Lengths, length: int, asked: int) -> str:
     )
 
 
-def _counted(found: Lengths) -> str:
+def _counted(found: Lengths, request: Request) -> str:
+    if found.mixture:
+        share = "all" if found.whole else "some of each data set's"
+        return f"lengths of {share} samples are counted by {found.counted_by}; {_mixed(found, request)}"
     share = (
         "all" if found.whole else f"{len(found.lengths):,} of" + (f" {found.samples:,}" if found.samples else " the")
     )
     return f"lengths of {share} samples are counted by {found.counted_by}"
+
+
+def _mixed(found: Lengths, request: Request) -> str:
+    """What several data sets make of an epoch; drawn by chance, its samples are what is to be expected."""
+    parts = ", ".join(f"{part.share:.0%} {part.name}" for part in found.mixture)
+    number = f", about {found.samples:,} samples" if found.samples and request.interleave_probs else ""
+    return f"an epoch ({request.mix_strategy}) is {parts}{number}"

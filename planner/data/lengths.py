@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.data.mixing import Mixing
 from planner.data.rows import MOST_ROWS, Sampled, sampled
 from planner.data.tokens import Counter, counter_for
-from planner.emit.dataset import data_source
+from planner.emit.dataset import DataSource, data_source
 from planner.model.spec import ModelSpec
 
 # What a chat template adds: at most this many tokens for each message and, with its default system prompt, each sample.
@@ -24,9 +25,20 @@ ROLES = ("prompt", "query", "response", "system", "history")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """One data set of several: its name, its file, its samples where they are counted, its share of an epoch."""
+
+    name: str
+    path: str
+    samples: int | None
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lengths:
     """Tokens per sample. ``lengths`` are sorted, of the ``len(lengths)`` samples that were read of ``samples``.
 
+    Of a ``mixture`` they are drawn in its shares, each set by its own distribution.
     ``whole``: every sample was read. ``exact``: with the model's own tokenizer, ``counted_by``; the marks of the chat
     template are then an upper bound.
     """
@@ -37,6 +49,7 @@ class Lengths:
     exact: bool
     counted_by: str
     lengths: tuple[int, ...]
+    mixture: tuple[Part, ...] = ()
 
     def quantile(self, share: float) -> int:
         """The length that this share of samples does not exceed."""
@@ -73,6 +86,7 @@ class Lengths:
             "mean_tokens": round(self.mean, 1),
             "quantiles": {f"{share:g}": self.quantile(share) for share in SHARES},
             "recommended_seq_len": self.recommended,
+            **({"mixture": [asdict(part) for part in self.mixture]} if self.mixture else {}),
         }
 
 
@@ -81,15 +95,56 @@ def padded(tokens: int) -> int:
     return max(LENGTH_MULTIPLE, -(-tokens // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
 
 
-def measure(path: str, stage: str, spec: ModelSpec) -> Lengths | None:
-    """The lengths of the training file that ``--data`` names; None where reading it needs pyarrow, which is not there.
+def measure(path: str, stage: str, spec: ModelSpec, mix: Mixing | None = None) -> Lengths | None:
+    """The lengths of the training files that ``--data`` names, several mixed by ``mix``; None where reading one needs
+    pyarrow, which is not there.
 
     Raises InputError as the registration of the data does, and for rows that cannot be read.
     """
-    source = data_source(path, stage)
-    entry: Mapping[str, Any] = source.info[source.dataset]
-    found = sampled(Path(entry["file_name"]), source.samples)
-    return None if found is None else count(found, entry, counter_for(spec), shown=source.shown)
+    source = data_source(path, stage, mix)
+    counter = counter_for(spec)
+    parts = [_measured(source, name, counter) for name in source.names]
+    found = [part for part in parts if part is not None]
+    if len(found) < len(parts):
+        return None
+    return found[0] if source.mixing is None else mixed(source, found, source.mixing)
+
+
+def _measured(source: DataSource, name: str, counter: Counter) -> Lengths | None:
+    entry: Mapping[str, Any] = source.info[name]
+    samples = source.samples if source.mixing is None else source.counts[source.names.index(name)]
+    found = sampled(Path(entry["file_name"]), samples)
+    shown = source.shown if source.mixing is None else entry["file_name"]
+    return None if found is None else count(found, entry, counter, shown=shown)
+
+
+def mixed(source: DataSource, found: Sequence[Lengths], mix: Mixing) -> Lengths:
+    """One distribution of several: each set gives as many of its quantiles as its share of an epoch, the longest
+    always. Sets that nobody counted weigh by the size of their files.
+    """
+    known = [each.samples for each in found if each.samples is not None]
+    sizes = known if len(known) == len(found) else [Path(each.path).stat().st_size for each in found]
+    shares = mix.shares(sizes)
+    whole = mix.strategy == "concat" and all(each.whole for each in found)
+    drawn = [each.lengths if whole else _drawn(each, share) for each, share in zip(found, shares, strict=True)]
+    return Lengths(
+        path=source.shown,
+        samples=source.samples,
+        whole=all(each.whole for each in found),
+        exact=all(each.exact for each in found),
+        counted_by=found[0].counted_by,
+        lengths=tuple(sorted(itertools.chain.from_iterable(drawn))),
+        mixture=tuple(
+            Part(name=name, path=each.path, samples=each.samples, share=round(share, 4))
+            for name, each, share in zip(source.names, found, shares, strict=True)
+        ),
+    )
+
+
+def _drawn(found: Lengths, share: float) -> tuple[int, ...]:
+    """``share`` of MOST_ROWS quantiles, evenly spaced and up to the longest."""
+    number, have = max(1, round(share * MOST_ROWS)), len(found.lengths)
+    return tuple(found.lengths[-(-(place + 1) * have // number) - 1] for place in range(number))
 
 
 def count(found: Sampled, entry: Mapping[str, Any], counter: Counter, *, shown: str) -> Lengths | None:

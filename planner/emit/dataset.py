@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from planner.data.mixing import Mixing
 from planner.emit.columns import Table, describe_table, registration
 from planner.errors import InputError
 from planner.rulebook.paths import templates_dir
@@ -23,7 +26,9 @@ _VALID = ("valid", "val", "dev", "eval", "test")
 class DataSource:
     """Registered data sets: ``info`` is dataset_info.json, ``texts`` files to write beside it.
 
-    ``samples`` None: not counted. ``is_demo``: the run proves that the folder works, and teaches nothing.
+    ``dataset`` and ``eval_dataset`` are names, several of them a comma list. ``samples`` of an epoch, None: not
+    counted; ``counts`` those of each set where there are several, mixed by ``mixing``. ``is_demo``: the run proves that
+    the folder works, and teaches nothing.
     """
 
     dataset: str
@@ -33,14 +38,78 @@ class DataSource:
     is_demo: bool = False
     texts: dict[str, str] = field(default_factory=dict)
     shown: str = ""
+    counts: tuple[int | None, ...] = ()
+    mixing: Mixing | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sets that are trained on."""
+        return tuple(self.dataset.split(","))
 
 
-def data_source(path: str | None, stage: str) -> DataSource:
-    """The data of a plan: ``path`` (a file, or a folder with train and valid files), or the demo set for None.
+def data_source(path: str | None, stage: str, mix: Mixing | None = None) -> DataSource:
+    """The data of a plan: ``path`` (a file, a folder with train and valid files, or a comma list of these, mixed by
+    ``mix``), or the demo set for None.
 
     Raises InputError naming the file, its columns and what the stage needs.
     """
-    return demo_source(stage) if path is None else _user_source(Path(path).expanduser(), stage)
+    mix = mix or Mixing()
+    if path is None:
+        mix.check(1, 0)
+        return demo_source(stage)
+    paths = paths_of(path)
+    found = [_user_source(Path(each).expanduser(), stage) for each in paths]
+    mix.check(len(found), sum(each.eval_dataset is not None for each in found))
+    return found[0] if len(found) == 1 else _mixture(found, mix)
+
+
+def paths_of(data: str) -> tuple[str, ...]:
+    """The paths of ``--data``: one, or a comma list of them."""
+    if Path(data).expanduser().exists():
+        return (data,)
+    parts = tuple(part.strip() for part in data.split(",") if part.strip())
+    return parts or (data,)
+
+
+def joined(paths: Sequence[str]) -> str | None:
+    """Paths of a repeated ``--data`` as one comma list. Raises InputError for one whose name has a comma."""
+    for path in paths if len(paths) > 1 else ():
+        if "," in path and Path(path).expanduser().exists():
+            raise InputError(f"--data {path!r} has a comma in its path, which parts data sets here: rename it")
+    return ",".join(paths) or None
+
+
+def _mixture(sources: Sequence[DataSource], mix: Mixing) -> DataSource:
+    """Several registered sets as one, each under the name of its file."""
+    info: dict[str, Any] = {}
+    train: list[str] = []
+    valid: list[str] = []
+    for source in sources:
+        name = _free_name(source.shown, info)
+        info[name] = source.info[source.dataset]
+        train.append(name)
+        if source.eval_dataset is not None:
+            info[f"{name}_valid"] = source.info[source.eval_dataset]
+            valid.append(f"{name}_valid")
+    counts = tuple(source.samples for source in sources)
+    return DataSource(
+        dataset=",".join(train),
+        eval_dataset=",".join(valid) or None,
+        info=info,
+        samples=mix.samples(counts),
+        shown=f"{', '.join(source.shown for source in sources)} ({mix.words})",
+        counts=counts,
+        mixing=mix,
+    )
+
+
+def _free_name(path: str, taken: Mapping[str, Any]) -> str:
+    """A data set's name from its file's: letters, digits, - and _, and a number where two files have one name."""
+    file = Path(path)
+    stem = f"{file.parent.name}_{file.stem}" if file.stem.lower() in _TRAIN else file.stem
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_") or "data"
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return name if name not in taken else next(each for each in numbered if each not in taken)
 
 
 def demo_source(stage: str) -> DataSource:

@@ -31,7 +31,7 @@ def plan_files(plan: Plan) -> dict[str, str]:
             f"no files are written for engine {plan.chosen.setup.engine}; engines with files: {', '.join(TARGETS)}"
         )
     target = TARGETS[plan.chosen.setup.engine]
-    data = data_source(plan.request.data, plan.chosen.setup.stage)
+    data = data_source(plan.request.data, plan.chosen.setup.stage, plan.request.mixing)
     context = emit_context(plan, plan.chosen.setup, data)
     setup = target.settle(anchored(plan.chosen.setup), context)
     texts = target.files(setup, context)

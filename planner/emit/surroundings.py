@@ -39,6 +39,7 @@ def emit_context(plan: Plan, setup: TrainingSetup, data: DataSource) -> EmitCont
         dataset=data.dataset,
         eval_dataset=data.eval_dataset,
         samples=data.samples,
+        mixing=data.mixing,
     )
 
 

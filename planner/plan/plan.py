@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from planner.data.mixing import Mixing, mixing
 from planner.errors import InputError, shown, unknown_choice
 from planner.hardware.machine import Machine
 from planner.memory.result import Estimate, Verdict
@@ -25,7 +26,8 @@ class Request:
     """What the user asked for. ``pinned`` holds the setup fields given explicitly: no rung may change them.
 
     ``method`` None is auto. ``global_batch`` counts sequences per optimizer step over all ranks; ``lora_ranks`` are
-    ranks to choose from, where adapters are trained. Rungs may be any collection of ids, or one comma list. Raises
+    ranks to choose from, where adapters are trained. Rungs may be any collection of ids, or one comma list; ``data`` is
+    a path, or a comma list of paths that ``mix_strategy`` and ``interleave_probs`` (LLaMA-Factory's names) mix. Raises
     InputError naming the field; what only the model and the ladder can tell is checked when the plan is made.
     """
 
@@ -41,6 +43,8 @@ class Request:
     forbid: frozenset[str] = frozenset()
     ladder_file: str | None = None
     data: str | None = None
+    mix_strategy: str = "concat"
+    interleave_probs: tuple[float, ...] = ()
     gpus: str | None = None
     ram: str | None = None
     lora_ranks: tuple[int, ...] = ()
@@ -52,12 +56,18 @@ class Request:
         self.__dict__["lora_ranks"] = _ranks(self.lora_ranks)
         if self.lora_ranks and "lora_rank" in self.pinned:
             raise InputError("lora_rank and lora_ranks are both given: name one rank, or several to choose from")
+        self.__dict__["interleave_probs"] = self.mixing.probs
         if self.objective not in get_args(Objective):
             raise unknown_choice(str(self.objective), "objective", get_args(Objective))
         if type(self.global_batch) is not int or self.global_batch < 1:
             raise InputError(
                 f"global_batch {shown(self.global_batch)} is not valid: it must be a whole number, 1 or more"
             )
+
+    @property
+    def mixing(self) -> Mixing:
+        """How several data sets are mixed."""
+        return mixing(self.mix_strategy, self.interleave_probs)
 
 
 def _ids(name: str, value: Any) -> frozenset[str]:

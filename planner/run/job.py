@@ -117,7 +117,7 @@ def load_job(folder: Path, overrides: Mapping[str, Any], *, machine: Machine | N
                               if name in planned})  # fmt: skip
     setup = reading.setup.but(**{name: getattr(plan.chosen.setup, name) for name in SAID_ELSEWHERE})
     estimate, speed = priced(setup, plan.model, plan.machine)
-    data = data_source(plan.request.data, setup.stage)
+    data = data_source(plan.request.data, setup.stage, plan.request.mixing)
     fields = _changed_fields(as_planned.setup, reading.setup)
     return Job(
         folder=folder,

@@ -47,7 +47,14 @@ def rehearsal(setup: TrainingSetup, texts: Mapping[str, str], *, ranks: int) -> 
     count = STEPS * accumulation * setup.micro_batch_size * ranks
     files = dict(texts) | _data(setup, count, (setup.eval_micro_batch_size or 0) * ranks)
     short = setup.but(gradient_accumulation_steps=accumulation)
-    return Rehearsal(files=files, overrides=settings(setup, accumulation), setup=short)
+    overrides = settings(setup, accumulation) | _unmixed(texts)
+    return Rehearsal(files=files, overrides=overrides, setup=short)
+
+
+def _unmixed(texts: Mapping[str, str]) -> dict[str, Any]:
+    """One made-up set takes the place of several, of which LLaMA-Factory would want probabilities of each."""
+    mixed = "interleave_probs:" in texts.get("train.yaml", "")
+    return {"mix_strategy": "concat", "interleave_probs": None} if mixed else {}
 
 
 def _data(setup: TrainingSetup, samples: int, held_out: int) -> dict[str, str]:

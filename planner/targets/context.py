@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.data.mixing import Mixing
 from planner.hardware.machine import Vendor
 from planner.training import Dtype, TrainingSetup
 
@@ -14,7 +15,8 @@ class EmitContext:
 
     ``gpus_per_node`` and ``nodes`` count the devices that take part; ``devices`` their indices on each node.
     ``hidden`` is the model's width in elements. ``ram_bytes`` is per node, ``host_spare_bytes`` what the
-    job leaves of it, ``checkpoints_kept`` None: as many as the recipe says. None else is unknown.
+    job leaves of it, ``checkpoints_kept`` None: as many as the recipe says; ``mixing`` where ``dataset`` is
+    a comma list of sets. None else is unknown.
     """
 
     model_path: str
@@ -39,6 +41,7 @@ class EmitContext:
     dataset: str = "demo"
     eval_dataset: str | None = None
     samples: int | None = None
+    mixing: Mixing | None = None
     report_to: str = "none"
     output_dir: str = "output"
 

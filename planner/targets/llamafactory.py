@@ -146,6 +146,10 @@ def _data(setup: TrainingSetup, context: EmitContext) -> Values:
     values: Values = {"dataset_dir": ".", "dataset": context.dataset}
     if context.eval_dataset and setup.eval_micro_batch_size is not None:
         values["eval_dataset"] = context.eval_dataset
+    if context.mixing is not None:
+        values["mix_strategy"] = context.mixing.strategy
+        if context.mixing.probs:
+            values["interleave_probs"] = ",".join(map(repr, context.mixing.probs))
     if context.template and setup.stage != "pt":
         values["template"] = context.template
     return values | {

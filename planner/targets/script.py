@@ -72,6 +72,8 @@ def settle(script: Script, setup: TrainingSetup, context: EmitContext) -> Traini
     if setup.ds_config is not None:
         changes["ds_config"] = deepspeed.aligned_config(setup)
     settled = setup.but(model=context.model_path, engine=script.id, **changes)
+    if context.mixing is not None and context.mixing.strategy != "concat":
+        raise script.refuse(f"mix_strategy {context.mixing.strategy}", "it reads several data sets one after the other")
     refused = script.check(settled)
     if refused is not None:
         raise script.refuse(*refused)

@@ -75,6 +75,8 @@ def _stage(setup: TrainingSetup, context: EmitContext) -> Values:
 
 
 def _method(setup: TrainingSetup, context: EmitContext) -> Values:
+    if context.mixing is not None:
+        raise _refuse("several data sets", "its script reads one; LLaMA-Factory and the embedded engine mix them")
     if setup.method not in METHODS:
         raise _refuse(f"method {setup.method}", f"its command has {', '.join(sorted(METHODS))}")
     changes: Values = {"method": "qlora" if setup.method == "lora" and setup.quantization_bit else setup.method}

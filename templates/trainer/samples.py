@@ -85,14 +85,19 @@ def encode_dialogue(tokenizer, dialogue):
     return ids, labels
 
 
-def encode(tokenizer, name, data):
-    """The samples of a data set as dicts of ids and labels, cut or packed to the length."""
-    entry, rows, length = entry_of(name), read_rows(name), data["cutoff_len"]
-    if data["stage"] == "pt":
+def encode_rows(tokenizer, name, stage):
+    """Token ids and labels of every sample of one data set."""
+    entry, rows = entry_of(name), read_rows(name)
+    if stage == "pt":
         texts = [row[entry["columns"]["prompt"]] + tokenizer.eos_token for row in rows]
-        pairs = [(ids, list(ids)) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    else:
-        pairs = [encode_dialogue(tokenizer, dialogue_of(row, entry)) for row in rows]
+        return [(ids, list(ids)) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return [encode_dialogue(tokenizer, dialogue_of(row, entry)) for row in rows]
+
+
+def encode(tokenizer, names, data):
+    """The samples of data sets (a comma list of names) as dicts of ids and labels, cut or packed to the length."""
+    length = data["cutoff_len"]
+    pairs = list(chain.from_iterable(encode_rows(tokenizer, name, data["stage"]) for name in names.split(",")))
     if data["packing"]:
         ids, labels = (list(chain.from_iterable(parts)) for parts in zip(*pairs, strict=True))
         starts = range(0, max(len(ids) - length, 0) + 1, length)
@@ -101,7 +106,7 @@ def encode(tokenizer, name, data):
     # A sample whose answer was cut off teaches nothing, and a batch of such samples has no loss.
     kept = [{"input_ids": ids, "labels": labels} for ids, labels in pairs if any(one != IGNORED for one in labels[1:])]
     if not kept:
-        raise SystemExit(f"error: no sample of {name} has an answer within {length} tokens; raise data.cutoff_len")
+        raise SystemExit(f"error: no sample of {names} has an answer within {length} tokens; raise data.cutoff_len")
     return kept
 
 

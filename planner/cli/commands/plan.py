@@ -85,6 +85,8 @@ def _say_version() -> int:
 def request_from(values: dict[str, Any]) -> Request:
     """The flags of the main job as a validated Request. Raises InputError."""
     from planner.cli.io import open_setup_values
+    from planner.data.mixing import mixing
+    from planner.emit.dataset import joined
     from planner.plan.plan import Request
     from planner.training import setup_from_mapping
 
@@ -95,6 +97,7 @@ def request_from(values: dict[str, Any]) -> Request:
         )
     pins = open_setup_values(given(values, _PINS))
     method = None if values["method"] in (None, "auto") else values["method"]
+    mix = mixing(values["mix_strategy"], values["interleave_probs"])
     fixed = {name: values[name] for name in ("model", "stage", "seq_len", "engine") if values[name] is not None}
     setup = setup_from_mapping(fixed | pins | ({"method": method} if method else {}), place="plan")
     return Request(
@@ -110,7 +113,9 @@ def request_from(values: dict[str, Any]) -> Request:
         forbid=comma_list(values["forbid"]),
         lora_ranks=values["lora_ranks"] or (),
         ladder_file=values["ladder"],
-        data=values["data"],
+        data=joined(values["data"] or ()),
+        mix_strategy=mix.strategy,
+        interleave_probs=mix.probs,
         gpus=values["gpus"],
         ram=values["ram"],
         pinned={name: getattr(setup, name) for name in pins},
