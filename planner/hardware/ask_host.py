@@ -31,7 +31,14 @@ def ask_host(folder: Path | None = None, *, root: Path = Path("/")) -> Answer:
         "cpu_affinity": _affinity(),
         "disk_free_bytes": _disk_free_bytes(folder or Path.cwd()),
         "cgroup": ask_cgroup(root),
+        "compatible": ask_chip(root),
     }
+
+
+def ask_chip(root: Path = Path("/")) -> list[str]:
+    """What the device tree calls the board and its chip, most particular first; nothing where there is no such tree."""
+    text = _read(root / "proc/device-tree/compatible") or ""
+    return [word for word in text.split("\0") if word]
 
 
 def ask_cgroup(root: Path = Path("/")) -> Answer:

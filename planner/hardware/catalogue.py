@@ -91,6 +91,12 @@ def rows() -> tuple[Row, ...]:
     return tuple(read_rules("gpus")["gpu"])
 
 
+def socs(row: Row) -> list[str]:
+    """Systems on a chip that have this GPU, as a device tree names them."""
+    found: list[str] = _architectures()[row["architecture"]].get("soc", [])
+    return found
+
+
 @cache
 def _by_id() -> dict[str, Row]:
     return {row["id"]: row for row in rows()}
@@ -159,6 +165,7 @@ def _kind(identifier: str) -> GpuKind:
         nvlink_bridge=row.get("nvlink_bridge", False),
         pcie_bytes_per_s=_pcie_bytes_per_s(row.get("pcie")),
         unified=row.get("unified", False),
+        system_bytes=memory["system_mib"] * MIB if "system_mib" in memory else None,
         note=row.get("note"),
         source=_sources(row),
         checked=str(row["checked"]),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 
-from planner.hardware.catalogue import Row, kind, rows
+from planner.hardware.catalogue import Row, kind, rows, socs
 from planner.hardware.machine import GpuKind
 from planner.units import GIB
 
@@ -13,6 +14,9 @@ from planner.units import GIB
 # driver itself (older releases). Sizes under one name differ by 1.2 and more (10, 12, 20 GB), so the bands never touch.
 LOWEST_SHARE = 0.90
 HIGHEST_SHARE = 1.03
+# Firmware carves its part out of memory that a GPU shares with the host before the system counts it: 6.3 to 7.4 of 8 GB
+# (github.com/cranky-cyborg/Jetson-Flash-Manager issue 1), 14.1 of 16 GB. Sizes under one name double.
+LEAST_OF_SHARED = 0.75
 
 _MIG = re.compile(r"\s+MIG\s+\d+g\.\d+gb.*$", re.IGNORECASE)
 
@@ -28,6 +32,25 @@ def identify(name: str, total_bytes: int | None) -> GpuKind | None:
         return kind(candidates[0]) if len(candidates) == 1 else None
     shares = [(abs(1 - _share(row, total_bytes)), row) for row in candidates if _matches(row, total_bytes)]
     return kind(min(shares, key=lambda pair: pair[0])[1]) if shares else None
+
+
+def identify_shared(name: str, host_bytes: int | None) -> GpuKind | None:
+    """The row of a GPU without memory of its own, by the driver's whole name and the host's total."""
+    rows = [row for row in _by_name().get(_whole_name(name), ()) if row.get("unified")]
+    return _nearest_size(rows, host_bytes)
+
+
+def name_of_chip(compatible: Sequence[str]) -> str | None:
+    """What drivers call the GPU of a system on a chip, by its device tree's words for it; None for others."""
+    return next((str(row["names"][0]) for row in rows() if set(socs(row)) & set(compatible)), None)
+
+
+def _nearest_size(found: Sequence[Row], host_bytes: int | None) -> GpuKind | None:
+    if host_bytes is None:
+        return kind(found[0]) if len(found) == 1 else None
+    shares = [(abs(1 - _share(row, host_bytes)), row) for row in found]
+    fitting = [(gap, row) for gap, row in shares if LEAST_OF_SHARED <= _share(row, host_bytes) <= HIGHEST_SHARE]
+    return kind(min(fitting, key=lambda pair: pair[0])[1]) if fitting else None
 
 
 def without_slice(name: str) -> str:

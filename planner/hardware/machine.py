@@ -27,7 +27,7 @@ class GpuKind:
     is the part of it that CUDA offers a program (the driver keeps the rest), where a public log shows it.
     Links are bytes/s in one direction (datasheets print NVLink as the sum of both);
     ``nvlink_bridge``: NVLink only with a bridge, and between two cards. ``unified``: the GPU has no memory of its own
-    and shares the host's, so that both come out of ``memory_bytes``.
+    and shares the host's, so that both come out of ``memory_bytes``, of which an idle system holds ``system_bytes``.
     """
 
     id: str
@@ -46,6 +46,7 @@ class GpuKind:
     nominal_bytes: int | None = None
     cuda_bytes: int | None = None
     unified: bool = False
+    system_bytes: int | None = None
     note: str | None = None
     source: str = ""
     checked: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from planner.hardware.catalogue import PCIE_LANE_BYTES_PER_S
-from planner.hardware.identify import identify, without_slice
+from planner.hardware.identify import identify, identify_shared, name_of_chip, without_slice
 from planner.hardware.machine import Gpu, GpuKind, Holder, Links, Machine
 from planner.hardware.visible import Device, Seen, visible_devices
 from planner.units import MIB, show_gib
@@ -23,10 +23,11 @@ def machine_from_answer(answer: Answer) -> Machine:
     Capacity is free memory, else the driver's total, else the catalogue's. A refused reading stays None and
     is named in ``warnings``; a card whose memory nobody knows is left out, with a warning.
     """
-    nvml, host, environment = answer["nvml"], answer["host"], answer.get("environment", {})
+    host, environment = answer["host"], answer.get("environment", {})
+    nvml = _with_own_chip(answer["nvml"], host)
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     seen = visible_devices(nvml["gpus"], chosen, order=environment.get("CUDA_DEVICE_ORDER"))
-    read = [(device, _gpu(device, _ram(host))) for device in seen.devices]
+    read = [(device, _gpu(device, host)) for device in seen.devices]
     gpus = tuple(gpu for _, gpu in read if gpu is not None)
     ram_bytes, ram_free_bytes = _ram(host)
     software = dict(answer.get("software", {}))
@@ -44,13 +45,21 @@ def machine_from_answer(answer: Answer) -> Machine:
     )
 
 
-def _gpu(device: Device, ram: tuple[int | None, int | None]) -> Gpu | None:
-    """``ram``: total and free host memory, which is what a GPU without memory of its own has."""
+def _with_own_chip(nvml: Answer, host: Answer) -> Answer:
+    """NVML's answer, or where there is none (JetPack 5) the GPU that is part of the host's chip."""
+    name = name_of_chip(host.get("compatible") or ())
+    if name is None or nvml["gpus"]:
+        return nvml
+    return {**nvml, "error": None, "gpus": [{"index": 0, "name": name}], "own_chip": nvml.get("error") or "no GPU"}
+
+
+def _gpu(device: Device, host: Answer) -> Gpu | None:
+    """One device; without memory of its own it has the host's, as much as is free of that."""
     raw, card = device.raw, device.card
     total, free = raw.get("total_bytes"), raw.get("free_bytes")
-    kind = None if device.is_slice else identify(card.get("name") or "", total)
+    kind = None if device.is_slice else _kind(card, host)
     if kind is not None and kind.unified and total is None:
-        total, free = ram
+        total, free = _ram(host)
     capacity = next((size for size in (free, total, kind.memory_bytes if kind else None) if size is not None), None)
     if capacity is None:
         return None
@@ -62,20 +71,26 @@ def _gpu(device: Device, ram: tuple[int | None, int | None]) -> Gpu | None:
         total_bytes=total,
         free_bytes=free,
         nominal_bytes=kind.nominal_bytes if kind else None,
-        compute_capability=_capability(device),
+        compute_capability=_capability(device, kind),
         uuid=raw.get("uuid"),
         mig=device.is_slice,
         holders=tuple(_holder(process) for process in raw.get("processes") or ()),
     )
 
 
-def _capability(device: Device) -> tuple[int, int] | None:
+def _kind(card: Answer, host: Answer) -> GpuKind | None:
+    """By the driver's name and total; one that refuses the total may share the host's memory, whose size then tells."""
+    name, total = card.get("name") or "", card.get("total_bytes")
+    return identify(name, total) or (identify_shared(name, host.get("ram_total_bytes")) if total is None else None)
+
+
+def _capability(device: Device, kind: GpuKind | None) -> tuple[int, int] | None:
     """The driver's word; for a name that the catalogue knows, the catalogue's."""
     told = device.card.get("compute_capability")
     if told is not None:
         return int(told[0]), int(told[1])
-    card_name = without_slice(device.card.get("name") or "")
-    kind = identify(card_name, device.card.get("total_bytes"))
+    if kind is None:
+        kind = identify(without_slice(device.card.get("name") or ""), device.card.get("total_bytes"))
     return kind.compute_capability if kind else None
 
 
@@ -145,6 +160,11 @@ def _warnings(
 
 
 def _absence(nvml: Answer) -> list[str]:
+    if nvml.get("own_chip"):
+        return [
+            f"no NVIDIA driver answered ({nvml['own_chip']}); the device tree says that the GPU is "
+            f"{nvml['gpus'][0]['name']}, part of this chip"
+        ]
     if nvml.get("error"):
         return [
             f"no NVIDIA driver answered ({nvml['error']}); AMD and Ascend cards are not probed, name them with --gpus"

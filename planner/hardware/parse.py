@@ -220,6 +220,7 @@ def _named(name: str, index: int) -> Gpu:
 
     found = find_gpu(name)
     reserve = 0 if found.memory_reported else reserve_bytes(found.memory_bytes)
+    reserve += found.system_bytes or 0
     return Gpu(
         index=index,
         name=found.name,
@@ -271,4 +272,15 @@ def _assumed_of_kind(gpu: Gpu, kind: GpuKind) -> list[str]:
             f"{gpu.name}: no source for the driver's total; nominal {show_gib(kind.memory_bytes)} "
             f"less {show_gib(gpu.reserve_bytes)} for the driver"
         )
-    return said
+    return said + _shared_with_the_system(gpu, kind)
+
+
+def _shared_with_the_system(gpu: Gpu, kind: GpuKind) -> list[str]:
+    if not kind.unified:
+        return []
+    if kind.system_bytes is None:
+        return [
+            f"{gpu.name}: how much of the shared memory the system itself holds is not known; `plan probe` on the "
+            "device reads what is free"
+        ]
+    return [f"{gpu.name}: {show_gib(kind.system_bytes)} of the shared memory is taken to be the system's own"]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import InputError, nearest
+from planner.hardware.identify import LEAST_OF_SHARED
 
 FILE = "gpus.toml"
 KnownDtype = Literal["fp32", "tf32", "fp16", "bf16", "fp8"]
@@ -21,11 +22,14 @@ class _Row(BaseModel):
 
 
 class Memory(_Row):
-    """Size as sold in GiB, and in MiB the driver's total and what CUDA offers of it, where somebody saw them."""
+    """Size as sold in GiB, and in MiB the driver's total, what CUDA offers of it, and what an idle system holds of
+    memory that it shares with the GPU, where somebody saw them.
+    """
 
     gib: Annotated[int, Field(ge=1, le=1024)]
     driver_mib: Annotated[int, Field(ge=1024)] | None = None
     cuda_mib: Annotated[int, Field(ge=1024)] | None = None
+    system_mib: Annotated[int, Field(ge=1)] | None = None
 
 
 class Pcie(_Row):
@@ -42,6 +46,7 @@ class ArchitectureRow(_Row):
     vendor: Literal["nvidia", "amd", "ascend"]
     compute_capability: tuple[int, int] | None = None
     dtypes: list[KnownDtype]
+    soc: list[str] = []
     source: Annotated[str, Field(min_length=8)]
     checked: date
 
@@ -138,12 +143,15 @@ def _memory_problems(place: str, row: Mapping[str, Any]) -> list[str]:
     memory = row.get("memory")
     if not isinstance(memory, Mapping):
         return []
+    if "system_mib" in memory and not row.get("unified"):
+        return [f"{place}: memory.system_mib: only a GPU that shares the host's memory (unified) has a system in it"]
     reported, nominal = memory.get("driver_mib"), memory.get("gib")
     if reported is None or not isinstance(nominal, int):
         return []
     if not row.get("memory_source"):
         return [f"{place}: memory_source: missing beside memory.driver_mib"]
-    if not 0.9 <= reported / (nominal * 1024) <= 1.03:
+    least = LEAST_OF_SHARED if row.get("unified") else 0.9
+    if not least <= reported / (nominal * 1024) <= 1.03:
         return [f"{place}: memory.driver_mib: {reported} is not near {nominal} GiB"]
     if not 0.97 <= memory.get("cuda_mib", reported) / reported <= 1:
         return [f"{place}: memory.cuda_mib: {memory['cuda_mib']} is not a little under the driver's {reported}"]

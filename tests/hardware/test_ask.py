@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from planner.hardware.ask_host import ask_cgroup, ask_host, ask_software
+from planner.hardware.ask_host import ask_cgroup, ask_chip, ask_host, ask_software
 from planner.hardware.ask_nvml import _Asking, ask_nvml
 from planner.hardware.observed import machine_from_answer
 from planner.hardware.probe import probe, raw_answer
@@ -224,6 +224,12 @@ def test_no_limit_is_none_and_not_a_huge_number(tmp_path):
     )
     assert ask_cgroup(root) == {"memory_limit_bytes": None, "memory_room_bytes": None, "cpu_quota": None}
     assert ask_cgroup(tmp_path / "nowhere")["memory_limit_bytes"] is None
+
+
+def test_a_device_tree_names_the_chip(tmp_path):
+    root = tree(tmp_path, {"proc/device-tree/compatible": "nvidia,p3768-0000\0nvidia,p3767-0000\0nvidia,tegra234\0"})
+    assert ask_chip(root) == ["nvidia,p3768-0000", "nvidia,p3767-0000", "nvidia,tegra234"]
+    assert ask_chip(tmp_path / "nowhere") == []
 
 
 def test_the_host_answers(tmp_path):

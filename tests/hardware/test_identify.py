@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from planner.hardware.catalogue import rows
-from planner.hardware.identify import identify, without_slice
+from planner.hardware.identify import identify, identify_shared, without_slice
 from planner.units import GIB, MIB
 
 
@@ -45,10 +45,27 @@ def test_without_a_total_only_a_name_of_one_size_identifies():
 
 def test_every_reported_total_identifies_its_own_row():
     for row in rows():
+        look = identify_shared if row.get("unified") else identify
         total = row["memory"].get("driver_mib", row["memory"]["gib"] * 1024) * MIB
         for name in row["names"]:
-            assert identify(name, total).id == row["id"]
-            assert identify(name.upper(), int(0.94 * row["memory"]["gib"] * GIB)).id == row["id"]
+            assert look(name, total).id == row["id"]
+            assert look(name.upper(), int(0.94 * row["memory"]["gib"] * GIB)).id == row["id"]
+
+
+def test_boards_of_one_name_are_told_apart_by_the_hosts_memory():
+    found = {size: identify_shared("Orin (nvgpu)", int(size * GIB)) for size in (7.1, 6.3, 14.1, 15.3, 29.9, 61.4)}
+    assert {size: kind.id for size, kind in found.items()} == {
+        7.1: "jetson-orin-8gb",
+        6.3: "jetson-orin-8gb",
+        14.1: "jetson-orin-nx-16gb",
+        15.3: "jetson-orin-nx-16gb",
+        29.9: "jetson-agx-orin-32gb",
+        61.4: "jetson-agx-orin-64gb",
+    }
+    assert identify_shared("Orin (nvgpu)", None) is None
+    assert identify_shared("Orin (nvgpu)", 3 * GIB) is None  # an Orin Nano of 4 GB has no row
+    assert identify_shared("Xavier (nvgpu)", 30 * GIB) is None
+    assert identify_shared("NVIDIA H200", 140 * GIB) is None  # it has memory of its own
 
 
 def test_a_slice_is_named_after_its_card():

@@ -169,3 +169,50 @@ def test_a_cut_card_without_slices_is_no_device():
     seen = machine_from_answer(raw)
     assert seen.gpus == ()
     assert "gpu 0 is in MIG mode without a slice" in seen.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "capability"),
+    [
+        ("jetson_orin", "jetson-orin-nx-16gb", (8, 7)),
+        ("jetson_thor", "jetson-t5000-128gb", (11, 0)),
+        ("jetson_without_nvml", "jetson-agx-orin-64gb", (8, 7)),
+    ],
+)
+def test_a_jetson_has_what_is_free_of_the_hosts_memory(name, row, capability):
+    seen = machine(name)
+    (gpu,) = seen.gpus
+    host = answer(name)["host"]
+    assert gpu.kind.id == row
+    assert gpu.compute_capability == capability
+    assert (gpu.total_bytes, gpu.free_bytes) == (host["ram_total_bytes"], host["ram_available_bytes"])
+    assert gpu.capacity_bytes == seen.host_room_bytes == host["ram_available_bytes"]
+    assert seen.unified
+    assert gpu.has_bf16
+
+
+def test_a_jetson_without_nvml_says_how_it_was_known():
+    (sentence,) = machine("jetson_without_nvml").warnings
+    assert "no NVIDIA driver answered (NVML Shared Library Not Found)" in sentence
+    assert "the device tree says that the GPU is Orin (nvgpu)" in sentence
+
+
+def test_a_container_on_a_jetson_has_its_limit_and_is_known_by_the_board():
+    raw = answer("jetson_orin")
+    raw["host"]["cgroup"] = {"memory_limit_bytes": 6 * GIB, "memory_room_bytes": 5 * GIB, "cpu_quota": None}
+    (gpu,) = machine_from_answer(raw).gpus
+    assert gpu.kind.id == "jetson-orin-nx-16gb"
+    assert (gpu.total_bytes, gpu.capacity_bytes) == (6 * GIB, 5 * GIB)
+
+
+def test_an_integrated_gpu_that_nobody_knows_stays_unknown():
+    raw = answer("jetson_orin")
+    raw["nvml"]["gpus"][0]["name"] = "Xavier (nvgpu)"
+    seen = machine_from_answer(raw)
+    assert seen.gpus == ()
+    assert any("(Xavier (nvgpu)) is left out" in sentence for sentence in seen.warnings)
+    raw = answer("jetson_without_nvml")
+    raw["host"]["compatible"] = ["nvidia,p2888-0001", "nvidia,tegra194"]
+    assert machine_from_answer(raw).gpus == ()
+    del raw["host"]["compatible"]  # a raw answer of an older version
+    assert machine_from_answer(raw).gpus == ()

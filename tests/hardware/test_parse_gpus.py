@@ -186,3 +186,19 @@ def test_a_larger_card_never_holds_less(one_gib, other_gib):
 def test_the_same_text_is_the_same_record():
     assert parse_machine("2xRTX4090", "64GB") is parse_machine("2xRTX4090", "64GB")
     assert hash(parse_machine("3x20GB")) == hash(parse_machine("3x20GB"))
+
+
+def test_shared_memory_leaves_the_system_its_part():
+    spark = parse_machine("1xGB10").smallest
+    assert spark.kind is not None and spark.kind.system_bytes == 4608 * MIB
+    assert spark.capacity_bytes == (122548 - 4608) * MIB
+    assert any(
+        "4.5 GiB of the shared memory is taken to be the system's" in each
+        for each in parse_machine("1xGB10").assumptions
+    )
+    thor = parse_machine("1xJetson-Thor")
+    assert thor.smallest.capacity_bytes == 125767 * MIB
+    assert any("holds is not known; `plan probe`" in each for each in thor.assumptions)
+    with pytest.raises(InputError, match="Jetson-AGX-Orin-64GB or Jetson-AGX-Orin-32GB"):
+        parse_machine("1xJetson-AGX-Orin")
+    assert parse_machine("1xJetson-Orin-NX-8GB").smallest.kind == parse_machine("1xJetson-Orin-Nano").smallest.kind
