@@ -53,7 +53,9 @@ MODEL = _setup("model", "NAME", JOB, "catalogue name, Hugging Face id, 7B, a fol
 STAGE = _setup("stage", "STAGE", JOB, "pt sft rm dpo kto orpo simpo ppo grpo (default: sft)")
 SEQ_LEN = _setup("seq_len", "TOKENS", JOB, "tokens per sample (default: 2048)")
 GPUS = Flag(name="gpus", value="3x20GB", panel=HARDWARE, help="also 1xA100-80GB, 2x8xH100-80GB, 2xRTX3090,1xRTX4090")
-ENGINE_FLAG = _setup("engine", "ENGINE", ENGINE, "llamafactory transformers trl axolotl ... (default: llamafactory)")
+ENGINE_FLAG = _setup(
+    "engine", "ENGINE", ENGINE, "llamafactory megatron transformers trl axolotl ... (default: llamafactory)"
+)
 _DTYPES = "bf16 fp16 fp32 (default: the engine's)"
 
 # Every other field of TrainingSetup, in the contract's order.

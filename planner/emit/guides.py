@@ -41,8 +41,13 @@ def _extra_packages(setup: TrainingSetup) -> list[str]:
 
 
 def _llamafactory_packages(setup: TrainingSetup) -> list[str]:
-    deepspeed = ["deepspeed>=0.10,<=0.18.4"] if setup.parallelism in ZERO else []
+    tested = "deepspeed>=0.19.8" if setup.tensor_parallel > 1 else "deepspeed>=0.10,<=0.18.4"
+    deepspeed = [tested] if setup.parallelism in ZERO else []
     return ["llamafactory==0.9.5", *deepspeed, *_extra_packages(setup)]
+
+
+def _megatron_packages(setup: TrainingSetup) -> list[str]:
+    return ["llamafactory==0.9.5", "mcore-adapter", "megatron-core", "transformer-engine[pytorch]"]
 
 
 def _transformers_packages(setup: TrainingSetup) -> list[str]:
@@ -88,6 +93,12 @@ _GUIDES: dict[str, Guide] = {
         log_note="`output/trainer_log.jsonl` has loss, speed and the memory that was used.",
         packages=_llamafactory_packages,
         after=_llamafactory_after,
+    ),
+    "megatron": Guide(
+        settings_file="train.yaml",
+        log_note="`output/trainer_log.jsonl` has loss and speed.",
+        packages=_megatron_packages,
+        after=_transformers_after,
     ),
     "transformers": Guide(
         settings_file="train_args.json",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from planner.memory.autotp import is_autotp
 from planner.memory.deepspeed import buckets_of
 from planner.memory.layout import Unit
+from planner.memory.megatron import is_megatron
 from planner.memory.optimizer import OptimizerCost
 from planner.memory.regime import Regime, version_of
 from planner.memory.shares import read_onto_gpu, share, sizes_of
@@ -148,6 +149,8 @@ class _Node:
         """Anonymous memory while the model is read."""
         if self.regime.quantized != "dense":
             return self._loading_quantized()
+        if is_megatron(self.setup):  # every rank converts its own part of the checkpoint
+            return self.here * share(self.stored, self.setup.tensor_parallel * self.setup.pipeline_parallel)
         if is_autotp(self.setup):  # low_cpu_mem_usage false: cut on the host, where every rank has read it whole
             return self.here * (self.stored + (0 if self.setup.param_dtype == "bf16" else self.upcast))
         if self.kind in FSDP:

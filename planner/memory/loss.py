@@ -42,6 +42,9 @@ CURVES: dict[LossCopies, LossCurve] = {
     "fused": LossCurve(8, 8, 2),
     # deepspeed 0.19.8 sequence/cross_entropy.py: logits and their shifted copy, both in fp32 of which the shift by the
     # maximum and its exponential are made; backward: exponential and gradient in fp32, then the 16-bit one
+    # megatron core/tensor_parallel/cross_entropy.py: 16-bit logits and one fp32 copy, in which exponential, softmax and
+    # gradient take each other's place; the gradient is then cast back
+    "mcore": LossCurve(6, 6, 2),
     "vocab_parallel": LossCurve(16, 10, 2),
 }
 # Under autocast the likelihood reads an fp32 copy (4) of the 16-bit log-softmax (2) and keeps both; accelerate then

@@ -32,6 +32,7 @@ LossCopies = Literal[
     "fused_linear",
     "chunked",
     "vocab_parallel",
+    "mcore",
 ]
 T = TypeVar("T")
 # What each engine's newest release resolves to (metadata of the wheels on 2026-11-20).
@@ -45,8 +46,8 @@ TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "transformers-pure"
 UNCAST = frozenset({"transformers-pure"})
 # A trained embedding in fp32 hands out fp32: LLaMA-Factory casts all that trains.
 EMBEDDING_NAMES = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"})
-OWN_LOOPS = frozenset({"torchtune", "torchtitan", "litgpt", "thunder", "pytorch", "fsdp_qlora"})
-OWN_LOSSES: dict[str, LossCopies] = {"torchtune": "torchtune", "thunder": "raw"}
+OWN_LOOPS = frozenset({"megatron", "torchtune", "torchtitan", "litgpt", "thunder", "pytorch", "fsdp_qlora"})
+OWN_LOSSES: dict[str, LossCopies] = {"torchtune": "torchtune", "thunder": "raw", "megatron": "mcore"}
 # A loop written by hand around transformers' model (and peft's adapters): its own loop, their code.
 HAND_WRITTEN = frozenset({"pytorch", "fsdp_qlora"})
 

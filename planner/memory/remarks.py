@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.hardware.machine import Machine
+from planner.memory.megatron import is_megatron
 from planner.memory.models import named
 from planner.memory.overhead import Overheads
 from planner.memory.regime import Regime
@@ -81,6 +82,11 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
         other = getattr(setup, name)
         if other and named(other) is None:
             said.append(f"{name} {other} is not known here: it is priced as if it were as large as the model")
+    if is_megatron(setup):
+        said.append(
+            "the Megatron adapter was not run here: its states are Megatron-core's own accounting, its layers are "
+            "priced as transformers', and what sequence parallelism divides within them is counted whole"
+        )
     for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"):
         if getattr(setup, name) > 1:
             said.append(f"{name} is priced by dividing the model; no published peak was available to test it")

@@ -8,6 +8,7 @@ from planner.errors import UnsupportedError
 from planner.memory.deepspeed import lay_out_deepspeed
 from planner.memory.fsdp import lay_out_fsdp
 from planner.memory.layout import Layout, Unit
+from planner.memory.megatron import is_megatron, lay_out_megatron
 from planner.memory.optimizer import OptimizerCost
 from planner.memory.regime import Regime, checkpoints_within_unit
 from planner.memory.shares import sizes_of
@@ -29,6 +30,8 @@ def lay_out(
     their bytes as one GPU would hold them. ``hidden`` is the model's width, for DeepSpeed's "auto" buckets.
     Raises UnsupportedError for an offload that the parallelism does not have.
     """
+    if is_megatron(setup):
+        return lay_out_megatron(setup, units, cost, ranks)
     kind = setup.parallelism or ("none" if ranks == 1 else "ddp")
     if kind.startswith("zero"):
         return lay_out_deepspeed(setup, regime, units, cost, ranks, hidden)

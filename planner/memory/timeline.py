@@ -8,6 +8,7 @@ from __future__ import annotations
 from planner.memory.curves import final_norm
 from planner.memory.habits import EMBEDDING_DROPOUT, SCALED_EMBEDDING
 from planner.memory.loss import loss_bytes
+from planner.memory.megatron import is_sequence_parallel
 from planner.memory.ops import Mode
 from planner.memory.regime import bytes_of
 from planner.memory.result import Phase
@@ -169,7 +170,8 @@ class Timeline:
         setup = self.step.setup
         offloaded = setup.activation_offload or (setup.unsloth and setup.engine == "llamafactory")
         own = unchecked_inputs(setup, stretch.layer, self.step.regime) * self.tokens
-        return own if offloaded else self.stream + own
+        kept = -(-self.stream // setup.tensor_parallel) if is_sequence_parallel(setup) else self.stream
+        return own if offloaded else kept + own
 
     def _loss_and_head(self, below: int, casts: int) -> None:
         step, layout = self.step, self.step.layout

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from planner.memory.megatron import ENGINE, is_megatron
 from planner.search.batch import Batch
 from planner.search.choice import rate
 from planner.search.climb import Outcome, Round
 from planner.search.desk import Desk
+from planner.speed.estimate import data_ranks
 from planner.training import TrainingSetup
 from planner.units import show_gib
 
 WORDS = {"none": "one GPU", "ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
 SHARDED_WEIGHTS = ("zero3", "fsdp", "fsdp2")
 LINKS = "links between GPUs"
-# Who runs a model that is cut, where no files are written for it here.
+WRITTEN = "for full fine-tuning --engine megatron with --pipeline-parallel and --tensor-parallel writes its files"
+# Who runs a model that is cut.
 TENSOR_ENGINES = "LLaMA-Factory's Megatron adapter (USE_MCA=1) or DeepSpeed AutoTP"
 # DeepSpeed's AutoTP trains under these, and Liger's loss does not go with it (rules lf-53b).
 AUTOTP = ({"parallelism": "zero1", "liger_kernel": False}, {"parallelism": "zero2", "liger_kernel": False})
@@ -48,6 +51,11 @@ def why_spread(desk: Desk, each: Round, setup: TrainingSetup) -> Iterator[str]:
         price = desk.price(setup)
         held = f", {show_gib(price.held_bytes)} of {show_gib(desk.capacity_bytes)}" if price else ""
         yield f"DDP: weights, gradients and states fit each GPU whole{held}"
+        return
+    if is_megatron(setup):
+        ranks = data_ranks(setup, desk.machine) * setup.context_parallel
+        world = desk.machine.world_size
+        yield f"Megatron over {world} GPUs: {ranks} of them hold the same weights and share their states"
         return
     held = _replicated(desk, each, setup)
     yield f"{spread(setup)} over {desk.machine.world_size} GPUs: {held}{_gathered(desk, setup)}"
@@ -80,7 +88,7 @@ def other_ways(desk: Desk, setup: TrainingSetup) -> Iterator[str]:
         return
     yield (
         f"the network between the {machine.nodes} nodes bounds this plan: pipeline stages across nodes would send "
-        f"activations in place of weights ({PIPELINE_ENGINES}; no files are written for that here)"
+        f"activations in place of weights ({PIPELINE_ENGINES}; {WRITTEN})"
     )
 
 
@@ -92,7 +100,7 @@ def crowded(desk: Desk, batch: Batch) -> Iterator[str]:
     yield (
         f"{batch.ranks} data-parallel GPUs read {batch.ranks} sequences a step or more: to keep {batch.asked}, plan "
         f"for {batch.asked} GPUs, or cut the model over {fold} GPUs each, by tensor parallelism in a node and pipeline "
-        f"stages across nodes ({PIPELINE_ENGINES}; no files are written for that here)"
+        f"stages across nodes ({PIPELINE_ENGINES}; {WRITTEN})"
     )
 
 
@@ -122,9 +130,18 @@ def _would_do(desk: Desk, setup: TrainingSetup, kind: str) -> str:
             return (
                 f": {kind} parallelism over {size} GPUs of a node would, at {show_gib(need)} a GPU"
                 f"{_over_pcie(desk)} ({TENSOR_ENGINES if kind == 'tensor' else SEQUENCE_ENGINES}; "
-                "no files are written for that here)"
+                f"{_files(desk, setup, kind, size)})"
             )
     return ""
+
+
+def _files(desk: Desk, setup: TrainingSetup, kind: str, size: int) -> str:
+    """Whether files for the cut are written, by the Megatron adapter and what it knows."""
+    sizes = {f"{kind}_parallel": size}
+    whole = {"engine": ENGINE, "parallelism": "zero1", "attention": "sdpa", "liger_kernel": False, "offload": "none"}
+    if setup.method != "full" or desk.refusal(setup.but(**whole, **sizes)) is not None:
+        return "no files are written for that here"
+    return f"--engine {ENGINE} --{kind}-parallel {size} writes its files"
 
 
 def _cuts(desk: Desk) -> list[int]:

@@ -121,6 +121,7 @@ class EngineRow(Row):
     stages: list[str]
     methods: list[str]
     parallelism: list[str]
+    starts_with: str | None = None  # the parallelism of every plan, where the engine has one alone
     emits: bool = False
     notes: list[str] = []
     source: str = Field(min_length=5)

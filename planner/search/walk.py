@@ -11,6 +11,7 @@ from planner.errors import InputError
 from planner.hardware.machine import Machine
 from planner.model.spec import ModelSpec
 from planner.plan.plan import Request
+from planner.rulebook.load import engine_rows
 from planner.search.batch import Batch, plan_batch
 from planner.search.conditions import first_unmet
 from planner.search.constraints import newly_met
@@ -94,7 +95,7 @@ def settle(request: Request, spec: ModelSpec, machine: Machine) -> Terms:
     shared = [int(fixed.get(f"{kind}_parallel", 1)) for kind in ("tensor", "pipeline", "context")]
     ranks = max(1, machine.world_size // (shared[0] * shared[1] * shared[2]))
     batch = _held(plan_batch(request.global_batch, ranks, pinned), request, ladder)
-    start = _start(request, _carrier(fixed, ladder, machine), fixed, batch)
+    start = _start(request, _carrier(request, fixed, ladder, machine), fixed, batch)
     terms = Terms(request=request, ladder=ladder, batch=batch, start=start, fixed=fixed)
     _check_required(terms, required, spec, machine)
     return terms
@@ -153,8 +154,11 @@ def _held(batch: Batch, request: Request, ladder: Ladder) -> Batch:
     return replace(batch, fixed_micro=1) if rung.id in request.require else batch
 
 
-def _carrier(fixed: Mapping[str, Any], ladder: Ladder, machine: Machine) -> str:
-    """Where the walk starts: one process a GPU, or what carries an offload that was asked for."""
+def _carrier(request: Request, fixed: Mapping[str, Any], ladder: Ladder, machine: Machine) -> str:
+    """Where the walk starts: one process a GPU, what carries an offload that was asked for, or an engine's only way."""
+    only = engine_rows().get(request.engine, {}).get("starts_with")
+    if only is not None:
+        return str(only)
     wanted = fixed.get("offload", "none")
     if wanted != "none":
         through = next(

@@ -60,6 +60,11 @@ TARGETS: dict[str, Target] = {
         module="planner.targets.llamafactory",
         reader="planner.targets.llamafactory_read",
     ),
+    "megatron": Target(
+        file_name="train.yaml",
+        module="planner.targets.megatron",
+        reader="planner.targets.megatron_read",
+    ),
     "transformers": Target(
         file_name="train_args.json",
         module="planner.targets.transformers_script",

@@ -2,7 +2,7 @@
 
 The order of preference: LLaMA-Factory for quick fine-tuning with many methods, TRL for what only it has, the embedded
 engine where neither is there. Beyond about 32 GPUs Megatron-LM and DeepSpeed's own launchers are the field's choice;
-they are named, never emitted.
+they are named, never taken: LLaMA-Factory's Megatron adapter gets files when it is asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from planner.errors import InputError, UnsupportedError
+from planner.memory.megatron import is_megatron
 from planner.rulebook.load import engine_rows
 from planner.training import ZERO, TrainingSetup
 
@@ -124,7 +125,7 @@ def packages_beside(setup: TrainingSetup) -> tuple[str, ...]:
     needs_bnb = setup.quantization_bit is not None and setup.quantization_method == "bnb"
     needed = {
         "peft": setup.is_adapter,
-        "deepspeed": setup.parallelism in ZERO,
+        "deepspeed": setup.parallelism in ZERO and not is_megatron(setup),
         "bitsandbytes": needs_bnb or "8bit" in setup.optim or setup.optim.startswith("paged"),
         "liger-kernel": setup.liger_kernel,
     }
@@ -149,8 +150,8 @@ def _beyond(gpus: int) -> str:
     if gpus <= LARGE_GPUS:
         return ""
     return (
-        f"; beyond about {LARGE_GPUS} GPUs Megatron-LM or DeepSpeed's own launchers are the usual choice, and no files "
-        "are written for them"
+        f"; beyond about {LARGE_GPUS} GPUs Megatron-LM or DeepSpeed's own launchers are the usual choice "
+        "(--engine megatron writes files for full fine-tuning)"
     )
 
 

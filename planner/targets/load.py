@@ -6,7 +6,7 @@ from pathlib import Path
 
 from planner.errors import InputError
 from planner.files import read_text
-from planner.targets import TARGETS, Target, accelerate, deepspeed, sidecar, trl_read
+from planner.targets import TARGETS, Target, accelerate, deepspeed, megatron_read, sidecar, trl_read
 from planner.targets.context import Reading
 from planner.targets.yaml_text import load_yaml
 
@@ -52,8 +52,11 @@ def _read_yaml(place: Path) -> Reading:
 
 
 def _owner(text: str) -> str:
-    """Whose ``train.yaml`` it is: LLaMA-Factory's and TRL's share the name."""
-    return "trl" if trl_read.is_ours(load_yaml(text, place=trl_read.FILE_NAME)) else "llamafactory"
+    """Whose ``train.yaml`` it is: LLaMA-Factory's, its Megatron adapter's and TRL's share the name."""
+    values = load_yaml(text, place=trl_read.FILE_NAME)
+    if megatron_read.is_ours(values):
+        return "megatron"
+    return "trl" if trl_read.is_ours(values) else "llamafactory"
 
 
 def _text(path: Path) -> str:

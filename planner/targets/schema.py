@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from planner.errors import InputError, nearest, unknown_choice
+from planner.rulebook.load import read_rules
 from planner.rulebook.paths import rules_dir
 
 REMEDIES = {
@@ -32,26 +34,34 @@ def default_of(key: str) -> Any:
     return arguments()[key]["default"]
 
 
-def check_arguments(values: dict[str, Any], *, place: str) -> None:
-    """Refuse what LLaMA-Factory's argument parser refuses: unknown keys, wrong types, wrong choices.
+@lru_cache(maxsize=1)
+def megatron_arguments() -> dict[str, dict[str, Any]]:
+    """What the Megatron adapter adds, from rules/megatron_args.toml."""
+    rows: dict[str, dict[str, Any]] = dict(read_rules("megatron_args")["argument"])
+    return rows
+
+
+def check_arguments(values: dict[str, Any], *, place: str, more: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Refuse what LLaMA-Factory's argument parser refuses: unknown keys, wrong types, wrong choices. ``more`` are
+    arguments that an adapter adds.
 
     Raises InputError naming the first offending key, its value and the nearest valid one.
     """
-    known = arguments()
+    known: dict[str, Mapping[str, Any]] = {**arguments(), **(more or {})}
     for key, value in values.items():
         if key not in known:
-            raise _unknown_key(key, place)
+            raise _unknown_key(key, place, known)
         if value is not None:
             _check_value(key, value, known[key], place)
 
 
-def _unknown_key(key: str, place: str) -> InputError:
-    close = nearest(key, arguments())
+def _unknown_key(key: str, place: str, known: Mapping[str, Any]) -> InputError:
+    close = nearest(key, known)
     remedy = REMEDIES.get(key) or (f"did you mean {close[0]}?" if close else "see `llamafactory-cli train -h`")
     return InputError(f"{place}: {key!r} is no argument of LLaMA-Factory 0.9.5; {remedy}")
 
 
-def _check_value(key: str, value: Any, row: dict[str, Any], place: str) -> None:
+def _check_value(key: str, value: Any, row: Mapping[str, Any], place: str) -> None:
     if row["type"] == "choice":
         if value not in row["choices"]:
             raise unknown_choice(str(value), f"{place}: {key}", row["choices"])

@@ -105,10 +105,11 @@ def test_what_trl_cannot_be_told_is_refused(changes: dict, words: str) -> None:
 @pytest.mark.parametrize("engine", list(TARGETS))
 def test_a_folder_is_read_by_its_own_engine(engine: str, tmp_path: Path) -> None:
     setup = TrainingSetup(model="-", engine=engine, param_dtype=None if engine == "llamafactory" else "bf16")
-    files = plan_files(plan_of(setup.but(parallelism="none"), on=machine(1)))
+    own = {"method": "full", "parallelism": "zero1"} if engine == "megatron" else {"parallelism": "none"}
+    files = plan_files(plan_of(setup.but(**own), on=machine(1)))
     folder = write_folder(files, tmp_path / "a folder").folder
     assert read_setup(folder).setup.engine == engine
-    if engine in ("trl", "llamafactory"):
+    if engine in ("trl", "llamafactory", "megatron"):
         assert read_setup(folder / "train.yaml").setup.engine == engine
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from planner.memory.megatron import ENGINE as MEGATRON
+from planner.memory.megatron import is_megatron
 from planner.run.checks.records import Need, Package
 from planner.targets.choose import LEAST_TRL
 from planner.targets.launchers import Launch
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
 
 TOKEN_BYTES = 3 * 8  # input ids, labels and the mask as 64-bit integers
 LEAST_AUTOTP = "0.19.8"  # a vocabulary that is cut too, tied to the embedding or not; older ones refuse its key
-ENGINE_PACKAGE = {"llamafactory": "llamafactory", "trl": "trl", "transformers": "transformers"}
+ENGINE_PACKAGE = {
+    "llamafactory": "llamafactory",
+    "megatron": "llamafactory",
+    "trl": "trl",
+    "transformers": "transformers",
+}
 # Trainers' report_to and what has to be installed for it.
 _REPORTERS = {
     "wandb": "wandb", "swanlab": "swanlab", "mlflow": "mlflow", "tensorboard": "tensorboard", "trackio": "trackio",
@@ -112,7 +119,7 @@ def packages_of(setup: TrainingSetup, settings: Mapping[str, Any], stored: str |
     if setup.is_adapter:
         yield Package(name="peft", why=f"method {setup.method}")
     yield from _kernels(setup)
-    if setup.parallelism in ZERO:
+    if setup.parallelism in ZERO and not is_megatron(setup):
         cut = setup.tensor_parallel > 1
         why = f"tensor_parallel {setup.tensor_parallel}" if cut else f"parallelism {setup.parallelism}"
         yield Package(name="deepspeed", module="deepspeed", why=why, least=LEAST_AUTOTP if cut else "0.9.3")
@@ -130,6 +137,9 @@ def _engine(engine: str) -> Iterator[Package]:
     """The trainer itself; for TRL the oldest release that its files are written for."""
     if engine == "llamafactory":
         yield Package(name="llamafactory", why="engine llamafactory")
+    elif engine == MEGATRON:
+        for name in ("llamafactory", "mcore-adapter", "megatron-core", "transformer-engine"):
+            yield Package(name=name, why=f"engine {engine}")
     elif engine == "trl":
         yield Package(name="trl", why="engine trl", least=".".join(map(str, LEAST_TRL)))
 
