@@ -9,7 +9,7 @@ from planner.model.spec import ModelSpec
 from planner.plan.plan import Plan, Request
 from planner.training import TrainingSetup
 
-ENGINES_WITH_RULES = frozenset({"llamafactory"})
+ENGINES_WITH_RULES = frozenset({"llamafactory", "megatron"})
 
 
 def estimate(setup: TrainingSetup, machine: Machine | None = None) -> Estimate:

@@ -155,10 +155,14 @@ def _held(batch: Batch, request: Request, ladder: Ladder) -> Batch:
 
 
 def _carrier(request: Request, fixed: Mapping[str, Any], ladder: Ladder, machine: Machine) -> str:
-    """Where the walk starts: one process a GPU, what carries an offload that was asked for, or an engine's only way."""
+    """Where the walk starts: one process a GPU, what carries an offload that was asked for, or an engine's only way to
+    do what was asked for.
+    """
     only = engine_rows().get(request.engine, {}).get("starts_with")
     if only is not None:
         return str(only)
+    if request.engine == "llamafactory" and int(fixed.get("tensor_parallel", 1)) > 1:
+        return "zero1"  # DeepSpeed cuts the layers
     wanted = fixed.get("offload", "none")
     if wanted != "none":
         through = next(
