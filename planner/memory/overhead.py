@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from planner.hardware.machine import Machine
+from planner.memory.megatron import is_megatron
 from planner.memory.regime import OWN_LOOPS, TRAINER_ENGINES
 from planner.memory.result import COVERAGE
 from planner.model.spec import ModelSpec
@@ -96,11 +97,11 @@ def trust_class(setup: TrainingSetup, spec: ModelSpec, ranks: int) -> str:
     """Which residuals speak for this setup: the class whose margin is used. The widest that applies is named.
 
     ``rare`` is what no published peak covers: the parts are traced or read from the source, their sum was never
-    measured on a GPU. ``loop``: engines with a training loop of their own, read and measured; ``foreign``: engines that
-    nothing here knows. DDP adds nothing uncertain to one GPU, so it shares its class.
+    measured on a GPU. ``loop``: engines with a training loop of their own, read and measured; ``foreign``: engines of
+    which nothing here knows or measured anything. DDP adds nothing uncertain to one GPU, so it shares its class.
     """
     sharded = ranks > 1 and setup.parallelism not in (None, "none", "ddp")
-    own_loop = setup.engine in OWN_LOOPS
+    own_loop = setup.engine in OWN_LOOPS and not is_megatron(setup)  # of Megatron no run was measured
     if setup.engine not in TRAINER_ENGINES and not own_loop:
         return "foreign_sharded" if ranks > 1 else "foreign"
     if spec.remote_code:

@@ -40,8 +40,8 @@ CLASSES = {
     "remote_code": "models with modelling code of their own",
     "loop": "engines with a training loop of their own on one GPU",
     "loop_sharded": "engines with a training loop of their own on several GPUs",
-    "foreign": "engines without rules here",
-    "foreign_sharded": "engines without rules here, on several GPUs",
+    "foreign": "engines without rules or measured runs here",
+    "foreign_sharded": "engines without rules or measured runs here, on several GPUs",
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from planner.hardware.parse import parse_machine
 from planner.memory.estimate import estimate
+from planner.memory.overhead import trust_class
 from planner.memory.split import split
 from planner.model.catalogue import resolve
 from planner.model.count import count
@@ -55,3 +56,8 @@ def test_it_says_what_was_not_run() -> None:
     said = estimate(megatron("Meta-Llama-3-8B"), resolve("Meta-Llama-3-8B"), MACHINE).warnings
     assert any("Megatron adapter was not run here" in each for each in said)
     assert not any("no rules of its own" in each for each in said)
+
+
+def test_it_is_trusted_as_little_as_an_engine_without_rules() -> None:
+    spec = resolve("Meta-Llama-3-8B")
+    assert trust_class(megatron(spec.id, tensor_parallel=2), spec, 8) == "foreign_sharded"
