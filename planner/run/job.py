@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,18 +67,18 @@ class Job:
         """Processes that read different data."""
         return data_ranks(self.setup, self.plan.machine)
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """Key to value of the trainer's file, overrides included."""
         name = target_of(self.engine).file_name
         return settings_of(with_settings(self.texts[name], name, self.overrides), name)
 
-    @property
+    @cached_property
     def on_cpu(self) -> bool:
         """True where the trainer is told to leave the GPUs alone: predictions for a GPU then say nothing."""
         return self.settings.get("use_cpu", self.settings.get("arguments.use_cpu")) is True
 
-    @property
+    @cached_property
     def output(self) -> Path:
         """Where checkpoints go."""
         stated = self.settings.get("output_dir") or self.settings.get("arguments.output_dir") or "output"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +26,10 @@ from planner.run.records import ProcessMark
 from planner.run.surroundings import secrets_of
 
 LOOK_S, DEEP_LOOK_S = 3.0, 10.0
+# A look reads of every process on the machine: where there are thousands, it comes more rarely.
+LOOK_SHARE = 1 / 500
 DRAIN_S = 5.0
+PIPE_BYTES = 1 << 20  # what Linux lets anybody have: half a second of a flood
 
 
 class Engine:
@@ -37,6 +42,7 @@ class Engine:
         self._pump = pump
         self._known: set[ProcessMark] = {self.leader} if self.leader else set()
         self._look_at = self._deep_at = 0.0
+        self._ended = _ending_of(process.pid)
 
     @property
     def tail(self) -> Tail:
@@ -53,21 +59,27 @@ class Engine:
         return self._process.poll()
 
     def wait(self, seconds: float) -> None:
-        """Until the launcher ends, or so long."""
+        """Until the launcher ends, or so long; Popen.wait would look twenty times a second."""
+        if self._ended is not None:
+            select.select([self._ended], [], [], seconds)
+            return
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
 
     def processes(self) -> tuple[ProcessMark, ...]:
-        """All processes of the run that live, new ones after seconds: a look through all of a machine's takes time.
+        """All processes of the run that lived at the last look.
 
-        Every ten seconds those are looked for that were left to init.
+        Children are looked for every three seconds, every ten those that were left to init.
         """
-        if self.leader is not None and time.monotonic() >= self._look_at:
+        start = time.monotonic()
+        if start < self._look_at:
+            return tuple(sorted(self._known))
+        if self.leader is not None:
             self._known.update(descendants(self.leader))
-            self._look_at = time.monotonic() + LOOK_S
-        if time.monotonic() >= self._deep_at:
+        self._look_at = _next_look(start, LOOK_S)
+        if start >= self._deep_at:
             self._known.update(marked(self._run_id))
-            self._deep_at = time.monotonic() + DEEP_LOOK_S
+            self._deep_at = _next_look(start, DEEP_LOOK_S)
         self._known = set(living(self._known))
         return tuple(sorted(self._known))
 
@@ -76,13 +88,37 @@ class Engine:
         left = stop_everything(self.leader, self._everything, grace_s=grace_s, hurry=hurry)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
-        self._pump.join(DRAIN_S)
+        self._pump.finish(DRAIN_S)
+        if self._ended is not None:
+            os.close(self._ended)
+            self._ended = None
         return left
 
     def _everything(self) -> set[ProcessMark]:
         self._process.poll()  # a launcher that ended is reaped, so that it does not count as alive
         found = descendants(self.leader) if self.leader is not None else []
         return {*self._known, *found, *marked(self._run_id)}
+
+
+def _next_look(start: float, least_s: float) -> float:
+    """When to look again after a look that began at ``start`` and ends now."""
+    now = time.monotonic()
+    return start + max(least_s, (now - start) / LOOK_SHARE)
+
+
+def _ending_of(pid: int) -> int | None:
+    """A descriptor that can be read from when the process ends; None where the system has none."""
+    with suppress(OSError):
+        return os.pidfd_open(pid) if sys.platform == "linux" else None
+    return None
+
+
+def _widened(pipe: int) -> None:
+    """Room for what gathers between two reads; the system's own size where it allows no more."""
+    import fcntl
+
+    with suppress(OSError, AttributeError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def start(
@@ -99,6 +135,7 @@ def start(
     Raises PlannerError where the program cannot be started.
     """
     reading, writing = os.pipe()
+    _widened(writing)
     try:
         process = subprocess.Popen(  # noqa: S603 - words of our own launchers, no shell
             list(words),

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from planner.run.background import in_background
 from planner.run.diagnose import REMARKABLE
 from planner.run.surroundings import redact_bytes
 
@@ -17,8 +18,10 @@ PART_BYTES = 8 << 20
 TAIL_LINES = 300
 REMARKABLE_LINES = 400
 LONGEST_LINE = 4096
-QUIET_S = 0.2
+# Reading waits a little after every read, so that a bar that moves ten times a second does not wake it as often.
+PAUSE_S = 0.5
 _CHUNK = 1 << 18
+_BUSY = 1 << 15  # as much at once: nothing waits any more
 
 
 class RotatingLog:
@@ -111,7 +114,7 @@ class Tail:
 
 
 class Pump(threading.Thread):
-    r"""Reads the engine's pipe to its end, so that the engine never waits for it.
+    r"""Reads the engine's pipe to its end, in gulps, so that the engine never waits for it.
 
     ``seen`` gets whole lines (``\r`` ends one too: progress bars) as bytes, secrets already hidden.
     """
@@ -123,20 +126,34 @@ class Pump(threading.Thread):
         self._pipe, self._log, self._seen = pipe, log, seen
         self._secrets = [secret.encode() for secret in secrets]
         self._rest = b""
+        self._hurry = threading.Event()
 
     def run(self) -> None:
         """Until every process that holds the other end has gone."""
-        try:
-            while True:
-                ready, _, _ = select.select([self._pipe], [], [], QUIET_S)
-                data = os.read(self._pipe, _CHUNK) if ready else None
-                if data == b"":
-                    break
-                self._take(data or b"", flush=not ready)
-        except (OSError, ValueError):  # the pipe was closed under it
-            pass
-        self._take(b"", flush=True)
-        self._log.close()
+        with in_background():
+            try:
+                while self._gulp():
+                    pass
+            except (OSError, ValueError):  # the pipe was closed under it
+                pass
+            self._take(b"", flush=True)
+            self._log.close()
+
+    def _gulp(self) -> bool:
+        """Read what is there, and let some more gather; half a line waits for its end that long. False at the end."""
+        ready, _, _ = select.select([self._pipe], [], [], PAUSE_S if self._rest else None)
+        data = os.read(self._pipe, _CHUNK) if ready else b""
+        if ready and not data:
+            return False
+        self._take(data, flush=not ready)
+        if ready and len(data) < _BUSY:
+            self._hurry.wait(PAUSE_S)
+        return True
+
+    def finish(self, patience_s: float) -> None:
+        """The engine has ended: read the rest without pauses."""
+        self._hurry.set()
+        self.join(patience_s)
 
     def _take(self, data: bytes, *, flush: bool) -> None:
         self.read_bytes += len(data)

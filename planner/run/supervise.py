@@ -19,6 +19,7 @@ from planner.errors import EXIT_FITS, EXIT_INTERRUPTED, EXIT_JOB_FAILED, Planner
 from planner.hardware.ask_nvml import MemoryMeter
 from planner.memory.result import Estimate
 from planner.run.attempt import Options, Preparation, Way
+from planner.run.background import in_background
 from planner.run.carry import fingerprint, first_way
 from planner.run.checkpoints import last_whole
 from planner.run.diagnose import Evidence, diagnose
@@ -187,7 +188,8 @@ class Supervisor:
         )  # fmt: skip
         watch = Watch(self, engine, tracker, lock, tail, purpose)
         try:
-            watch.until_it_ends()
+            with in_background():
+                watch.until_it_ends()
         finally:
             left = engine.stop(grace_s=self.options.grace_s, hurry=lambda: self._stops > 1)
         watch.look()

@@ -8,6 +8,7 @@ the words behind it, writes LLaMA-Factory's trainer_log.jsonl and checkpoints, r
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -91,6 +92,21 @@ def torchrun(words: list[str]) -> int:
     return 1 if bad else 0
 
 
+class Barrier:
+    """Where the ranks wait for each other at every step, as collectives and OpenMP do: no core is let go of."""
+
+    def __init__(self, path: Path, rank: int, ranks: int) -> None:
+        with path.open("a+b") as file:
+            file.truncate(8 * ranks)
+            self._steps = memoryview(mmap.mmap(file.fileno(), 8 * ranks)).cast("q")
+        self._rank = rank
+
+    def wait(self, step: int) -> None:
+        self._steps[self._rank] = step
+        while min(self._steps) < step:
+            pass
+
+
 def last_checkpoint(output: Path) -> int:
     steps = [int(each.name.split("-")[1]) for each in output.glob("checkpoint-*") if each.name.split("-")[1].isdigit()]
     return max(steps, default=0)
@@ -116,9 +132,11 @@ def worker(words: list[str]) -> int:
             flush=True,
         )
     batch = micro * int(values["gradient_accumulation_steps"]) * int(os.environ.get("WORLD_SIZE", "1"))
+    together = Barrier(output / "barrier", rank, int(os.environ.get("WORLD_SIZE", "1"))) if "rounds" in asked else None
     for step in range(first + 1, total + 1):
-        if "rounds" in asked:
+        if together is not None:
             sum(range(asked["rounds"]))  # the same work whoever watches
+            together.wait(step)
         else:
             time.sleep(asked.get("step_s", 0.02))
         if rank == 0:
