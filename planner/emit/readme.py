@@ -28,6 +28,7 @@ _WHAT = {
     "dataset_info.json": "names the data and its columns",
     "launch.sh": "starts the run; other launchers as comments",
     "plan.json": "the whole plan: request, machine, choice, alternatives, ladder",
+    "rewards.py": "the reward of a completion: likeness to the data's answer, until you write your own",
     "README.md": "this file",
 }
 

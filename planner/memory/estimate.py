@@ -158,6 +158,8 @@ def _with_gate_apart(run: Run) -> Run:
 
 def _work(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE) -> Worked:
     setup = with_parallelism(setup, machine)
+    if setup.stage == "grpo":  # prompts are as long as they are: every batch carries a mask
+        setup = setup.but(padded=True)
     spec = as_built(setup, spec)
     regime = resolve_regime(setup, spec, has_bf16=_has_bf16(machine))
     whole = build_parts(setup, spec, regime)

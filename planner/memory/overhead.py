@@ -100,6 +100,8 @@ def trust_class(setup: TrainingSetup, spec: ModelSpec, ranks: int) -> str:
     measured on a GPU. ``loop``: engines with a training loop of their own, read and measured; ``foreign``: engines of
     which nothing here knows or measured anything. DDP adds nothing uncertain to one GPU, so it shares its class.
     """
+    if setup.stage == "grpo":
+        return "generating"
     sharded = ranks > 1 and setup.parallelism not in (None, "none", "ddp")
     own_loop = setup.engine in OWN_LOOPS and not is_megatron(setup)  # of Megatron no run was measured
     if setup.engine not in TRAINER_ENGINES and not own_loop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.hardware.machine import Machine
+from planner.memory.generation import MAX_COMPLETION_TOKENS, NUM_GENERATIONS, generations, rollout_of
 from planner.memory.megatron import is_megatron
 from planner.memory.models import named
 from planner.memory.overhead import Overheads
@@ -25,15 +26,35 @@ def assumptions_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regi
         said.append("experts are used evenly: each sees tokens x experts per token / experts")
     if not machine.gpus:
         said.append("no GPU is known, so there is no capacity to compare with")
-    if setup.stage in ("ppo", "grpo"):
+    if setup.stage == "ppo":
         said.append("generation is priced without its key-value cache")
+    if setup.stage == "grpo":
+        said += _generation(setup, machine)
     return tuple(dict.fromkeys(said))
+
+
+def _generation(setup: TrainingSetup, machine: Machine) -> tuple[str, ...]:
+    """What GRPO needs beyond a setup's fields: TRL's own defaults, said."""
+    rollout = rollout_of(setup)
+    several = setup.tensor_parallel * setup.pipeline_parallel * setup.context_parallel
+    number = generations(rollout.sequences * max(1, machine.world_size // several))
+    group = "no whole group of completions" if number is None else f"num_generations {number}"
+    why = "" if number == NUM_GENERATIONS else f"TRL's default of {NUM_GENERATIONS} does not divide the batch; "
+    return (
+        f"grpo: {group}, max_completion_length {rollout.completion_tokens} of the {setup.seq_len} tokens of a sample, "
+        f"{rollout.prompt_tokens} for its prompt ({why}TRL's defaults are {NUM_GENERATIONS} and "
+        f"{MAX_COMPLETION_TOKENS}, here at most half of the length)",
+        f"grpo: transformers generates for the {rollout.sequences} sequences of a GPU's step at once (TRL's "
+        "steps_per_generation is the accumulation), and that counts as the forward phase; rewards are functions and "
+        "beta is 0: no reward model, no reference",
+    )
 
 
 CLASSES = {
     "traced": "one GPU or DDP under transformers",
     "moe": "mixtures of experts on one GPU",
     "rare": "settings that no published run covers",
+    "generating": "GRPO, which no published run covers",
     "sharded": "FSDP1 under transformers",
     "rare_sharded": "sharded settings that no published run covers",
     "moe_sharded": "mixtures of experts under FSDP1",
@@ -78,6 +99,11 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
         said.append(f"the parameter count of {spec.id} could not be verified")
     if setup.stage in ("kto", "ppo", "grpo"):
         said.append(f"stage {setup.stage} is priced from its source code; no published peak was available to test it")
+    if setup.stage == "grpo":
+        said.append(
+            "the key-value cache grows into new blocks token by token: where there is room, the caching allocator may "
+            "reserve several times its size, which it gives back when memory runs short"
+        )
     for name in ("ref_model", "reward_model"):
         other = getattr(setup, name)
         if other and named(other) is None:

@@ -6,6 +6,7 @@ Every moment is seven integers (the contract's parts); they sum to the allocated
 from __future__ import annotations
 
 from planner.memory.curves import final_norm
+from planner.memory.generation import buffered_bytes, completion_tokens, gathered_bytes, moments, rollout_of
 from planner.memory.habits import EMBEDDING_DROPOUT, SCALED_EMBEDDING
 from planner.memory.loss import loss_bytes
 from planner.memory.megatron import is_sequence_parallel
@@ -41,6 +42,9 @@ class Timeline:
         sequences = setup.micro_batch_size * setup.sequences_per_sample
         self.tokens = sequences * setup.seq_len
         self.squares = self.tokens * setup.seq_len
+        scored = completion_tokens(setup.seq_len) if setup.stage == "grpo" else setup.seq_len
+        self.scored = sequences * scored  # tokens whose logits are made
+        self.buffered = buffered_bytes(setup)
         self.mixed = (setup.parallelism or "none") in FSDP and step.regime.autocast is not None and not setup.is_adapter
         stream = step.regime.compute if self.mixed else step.regime.stream
         self.stream_each = bytes_of(stream) * step.spec.hidden
@@ -55,7 +59,8 @@ class Timeline:
         layout = step.layout
         self.weights = layout.weights + step.extra_weights
         kept = sum(stretch.number * self._kept_by(stretch) for stretch in self.stretches)
-        self.inputs = INPUT_BYTES_PER_TOKEN * self.tokens + (step.in_flight - 1) * kept + self._leaf()
+        own = INPUT_BYTES_PER_TOKEN * self.tokens + self.buffered
+        self.inputs = own + (step.in_flight - 1) * kept + self._leaf()
         self.always = (
             self.weights + self.inputs + layout.optimizer + layout.resident_buffers + step.workspace_bytes
         )  # alive at every moment of a step
@@ -81,6 +86,8 @@ class Timeline:
     def run(self) -> Timeline:
         """All phases of a step whose optimizer states exist."""
         self._load()
+        if self.step.setup.stage == "grpo":
+            self._generate("forward", None)
         below, casts = self._forward()
         self._loss_and_head(below, casts)
         self._backward(below)
@@ -95,6 +102,14 @@ class Timeline:
         layout = self.step.layout
         weights = max(layout.load, layout.weights) + self.step.extra_weights
         self.best["load"], self.totals["load"] = (weights, 0, 0, 0, 0, 0, 0), weights
+
+    def _generate(self, phase: Phase, sequences: int | None) -> None:
+        """GRPO makes its own samples before it learns from them: a forward pass that no graph remembers."""
+        step = self.step
+        gathered = gathered_bytes(step)
+        for live in moments(step, rollout_of(step.setup, sequences)):
+            self.at(phase, self._released + live.activations, logits=live.logits, temporaries=live.temporaries,
+                    gathered=gathered)  # fmt: skip
 
     def _forward(self) -> tuple[int, int]:
         """Walk up the layers; returns the bytes they keep, and autocast's weight copies alive at the end."""
@@ -177,7 +192,7 @@ class Timeline:
         step, layout = self.step, self.step.layout
         norm_kept, norm_out = final_norm(step.spec, self._norm_mode())
         norm_kept, norm_out = norm_kept * self.tokens, norm_out * self.tokens
-        loss = loss_bytes(step.setup, step.spec, step.regime, self.tokens, head_trained=step.parts.head_trained)
+        loss = loss_bytes(step.setup, step.spec, step.regime, self.scored, head_trained=step.parts.head_trained)
         head_cast, gathered = self._head_cast(), layout.gathered_loss
         self.outputs = loss.outputs
         gradients = layout.gradients_carried + loss.kept
@@ -335,7 +350,7 @@ class Timeline:
     @property
     def _released(self) -> int:
         """After backward nothing but the batch itself is left of ``inputs``."""
-        return INPUT_BYTES_PER_TOKEN * self.tokens - self.inputs
+        return INPUT_BYTES_PER_TOKEN * self.tokens + self.buffered - self.inputs
 
     def _save(self) -> None:
         """A checkpoint is written from the shards; sharding engines gather one unit at a time for it."""
@@ -346,6 +361,8 @@ class Timeline:
         step, batch = self.step, self.step.setup.eval_micro_batch_size
         if batch is None:
             return
+        if step.setup.stage == "grpo":
+            self._generate("eval", batch)
         tokens = batch * step.setup.seq_len * step.setup.sequences_per_sample
         squares = tokens * step.setup.seq_len
         extra = INPUT_BYTES_PER_TOKEN * (tokens - self.tokens)
@@ -355,5 +372,9 @@ class Timeline:
                 self.at("eval", extra + hidden + moment.at(tokens, squares), gathered=step.layout.gathered_forward)
         _, norm_out = final_norm(step.spec, self._norm_mode())
         width = 8 if step.regime.compute == "fp32" else 10
-        self.at("eval", extra + norm_out * tokens, logits=width * step.spec.vocab * tokens,
+        logits = width * step.spec.vocab * tokens
+        if step.setup.stage == "grpo":  # the loss of training, on the completions
+            scored = batch * completion_tokens(step.setup.seq_len)
+            logits = loss_bytes(step.setup, step.spec, step.regime, scored, head_trained=False).forward
+        self.at("eval", extra + norm_out * tokens, logits=logits,
                 temporaries=self._head_cast(), gathered=step.layout.gathered_loss)  # fmt: skip

@@ -2,7 +2,8 @@
 
 Two steps, because the optimizer's states are there from the second one on; two micro batches a step where the plan
 accumulates, because gradients then live through the next forward pass; an evaluation batch and a save, because either
-may hold more than a step.
+may hold more than a step. GRPO generates for all micro batches of a step at once, so its accumulation stays, and
+completions are made to reach their length.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.emit.dataset import demo_source
+from planner.memory.generation import completion_tokens
 from planner.training import TrainingSetup
 
 TRAIN, EVAL = "vramplan_longest", "vramplan_longest_eval"
@@ -43,7 +45,9 @@ def rehearsal(setup: TrainingSetup, texts: Mapping[str, str], *, ranks: int) -> 
     if not can_rehearse(setup):
         return None
     settings = _SETTINGS[setup.engine]
-    accumulation = min(2, setup.gradient_accumulation_steps)
+    accumulation = setup.gradient_accumulation_steps
+    if setup.stage != "grpo":
+        accumulation = min(2, accumulation)
     count = STEPS * accumulation * setup.micro_batch_size * ranks
     files = dict(texts) | _data(setup, count, (setup.eval_micro_batch_size or 0) * ranks)
     short = setup.but(gradient_accumulation_steps=accumulation)
@@ -61,7 +65,7 @@ def _data(setup: TrainingSetup, samples: int, held_out: int) -> dict[str, str]:
     demo = demo_source(setup.stage)
     entry = next(iter(demo.info.values()))
     rows = json.loads(next(iter(demo.texts.values())))
-    long = [_stretched(row, setup.seq_len) for row in rows]
+    long = [_stretched(row, setup) for row in rows]
     files = {}
     info = {}
     for name, count in ((TRAIN, samples), (EVAL, max(held_out, 1))):
@@ -71,10 +75,13 @@ def _data(setup: TrainingSetup, samples: int, held_out: int) -> dict[str, str]:
     return files | {"dataset_info.json": json.dumps(info, indent=2)}
 
 
-def _stretched(row: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """A demo sample whose answers alone fill the length; questions stay short, so that there is something to learn."""
-    answers = {"output", "text", "chosen", "rejected"}
-    return {key: _long(tokens) if key in answers else value for key, value in row.items()}
+def _stretched(row: Mapping[str, Any], setup: TrainingSetup) -> dict[str, Any]:
+    """A demo sample whose answers alone fill the length; questions stay short, so that there is something to learn.
+
+    GRPO writes its answers itself: there the questions are long, and its script cuts them to their share.
+    """
+    filled = {"instruction"} if setup.stage == "grpo" else {"output", "text", "chosen", "rejected"}
+    return {key: _long(setup.seq_len) if key in filled else value for key, value in row.items()}
 
 
 def _long(tokens: int) -> str:
@@ -110,10 +117,17 @@ def _script(setup: TrainingSetup, accumulation: int) -> dict[str, Any]:
     return settings | ({"data.val_size": 0.0, "data.eval_dataset": EVAL} if evaluates else {})
 
 
+def _trl(setup: TrainingSetup, accumulation: int) -> dict[str, Any]:
+    settings = _steps(setup, accumulation)
+    if setup.stage == "grpo":  # no completion ends before its length
+        settings["generation_kwargs"] = {"min_new_tokens": completion_tokens(setup.seq_len)}
+    return settings
+
+
 # TRL's script takes the first set of dataset_info.json to train on and the second to evaluate.
 _SETTINGS: dict[str, Callable[[TrainingSetup, int], dict[str, Any]]] = {
     "llamafactory": _llamafactory,
     "transformers": _script,
     "embedded": _script,
-    "trl": _steps,
+    "trl": _trl,
 }

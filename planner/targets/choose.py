@@ -32,8 +32,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "trl": ("trl",),
     "embedded": BASIC,
 }
-# Stages that an engine has and no files are written for.
-UNPRICED = {("trl", "grpo"): "the memory of its generation is not priced"}
 _ASK = (
     "import importlib.metadata as m, json, sys\n"
     "found = {}\n"
@@ -103,8 +101,6 @@ def _lack(engine: str, installed: Mapping[str, str], setup: TrainingSetup, stage
     ):
         if value not in known:
             return f"has no {kind} {value}"
-    if (engine, stage) in UNPRICED:
-        return f"gets no files for stage {stage}, because {UNPRICED[engine, stage]}"
     if engine in PACKAGES and engine not in installed:
         return "is not installed"
     missing = [name for name in (*NEEDS[engine], *packages_beside(setup)) if name not in installed]

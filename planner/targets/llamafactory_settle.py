@@ -42,7 +42,7 @@ def _refuse(what: str, why: str) -> UnsupportedError:
 
 def _stage(setup: TrainingSetup, context: EmitContext) -> dict[str, Any]:
     if setup.stage == "grpo":
-        raise _refuse("stage grpo", "it has no such stage; TRL has, and no files are written for that either")
+        raise _refuse("stage grpo", "it has no such stage; TRL has: --engine trl")
     if setup.stage == "ppo" and setup.eval_micro_batch_size is not None:
         raise _refuse("stage ppo with eval_micro_batch_size", "its PPO trainer does not evaluate")
     changes: dict[str, Any] = {"pref_loss": None}

@@ -1,4 +1,4 @@
-"""TRL 1.15 and newer: the ``train.yaml`` that ``trl sft --config train.yaml`` (dpo, kto, reward) reads.
+"""TRL 1.15 and newer: the ``train.yaml`` that ``trl sft --config train.yaml`` (dpo, kto, reward, grpo) reads.
 
 Its keys are those of TRL's ScriptArguments, stage configuration, ModelConfig and DatasetMixtureConfig. TRL has no
 names for other people's columns and starts anew by itself, so ``train.py`` beside it brings the data into TRL's form,
@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from planner.errors import UnsupportedError, nearest
+from planner.memory.generation import NUM_GENERATIONS, completion_tokens, generations
 from planner.targets import deepspeed
 from planner.targets.context import EmitContext
 from planner.targets.launchers import (
@@ -33,6 +34,7 @@ SCRIPT = "train.py"
 MODULES = ("trl/train.py", "trainer/samples.py", "trainer/progress.py")
 METHODS = frozenset({"full", "lora", "dora", "qlora"})
 PREFERENCE_LOSSES = ("sigmoid", "hinge", "ipo")
+REWARD = "rewards.likeness"  # a function in the folder's rewards.py
 PREPARED = "prepared"  # the folder into which train.py writes the data in TRL's form
 
 _DEFAULT = TrainingSetup(model="-")
@@ -57,14 +59,13 @@ def settle(setup: TrainingSetup, context: EmitContext) -> TrainingSetup:
 
 
 def _stage(setup: TrainingSetup, context: EmitContext) -> Values:
-    if setup.stage == "grpo":
-        why = "the memory of its generation is not priced, so no files are written; trl grpo has to be started by hand"
-        raise _refuse("stage grpo from a plan", why)
     if setup.stage not in COMMANDS:
         raise _refuse(f"stage {setup.stage}", f"its command has {', '.join(COMMANDS)}; LLaMA-Factory has the others")
     for field in ("ref_model", "reward_model"):
         if getattr(setup, field) is not None:
             raise _refuse(f"stage {setup.stage} with {field}", "its command compares with the model's own start")
+    if setup.stage == "grpo":
+        _groups(setup, context)
     if setup.stage != "dpo":
         if setup.pref_loss not in (None, setup.stage):
             raise _refuse(f"stage {setup.stage} with pref_loss {setup.pref_loss}", "pref_loss belongs to stage dpo")
@@ -72,6 +73,23 @@ def _stage(setup: TrainingSetup, context: EmitContext) -> Values:
     if setup.pref_loss not in (None, *PREFERENCE_LOSSES):
         raise _refuse(f"pref_loss {setup.pref_loss}", f"planned for: {', '.join(PREFERENCE_LOSSES)}")
     return {"pref_loss": None if setup.pref_loss == "sigmoid" else setup.pref_loss}
+
+
+def _groups(setup: TrainingSetup, context: EmitContext) -> tuple[int, int | None]:
+    """Completions of a prompt in training and in evaluation: batches have to hold whole groups."""
+    ranks = context.world_size
+    found = []
+    for name, size in (("an effective batch", _sequences(setup)), ("an evaluation batch", setup.eval_micro_batch_size)):
+        number = None if size is None else generations(size * ranks)
+        if size is not None and number is None:
+            why = f"it compares 2 to {NUM_GENERATIONS} completions of a prompt, and no such group divides it"
+            raise _refuse(f"stage grpo with {name} of {size * ranks}", f"{why}; choose a multiple of {NUM_GENERATIONS}")
+        found.append(number)
+    return found[0] or NUM_GENERATIONS, found[1]
+
+
+def _sequences(setup: TrainingSetup) -> int:
+    return setup.micro_batch_size * setup.gradient_accumulation_steps
 
 
 def _method(setup: TrainingSetup, context: EmitContext) -> Values:
@@ -140,7 +158,8 @@ def files(setup: TrainingSetup, context: EmitContext) -> dict[str, str]:
     """Name to text of train.yaml, the script that runs TRL on it, and the DeepSpeed or accelerate file."""
     settled = settle(setup, context)
     texts = {FILE_NAME: dump_sections(sections(settled, context))}
-    return texts | script_texts(MODULES) | sharding_files(settled, context)
+    modules = (*MODULES, "trl/rewards.py") if settled.stage == "grpo" else MODULES
+    return texts | script_texts(modules) | sharding_files(settled, context)
 
 
 def sections(setup: TrainingSetup, context: EmitContext) -> dict[str, Values]:
@@ -149,7 +168,7 @@ def sections(setup: TrainingSetup, context: EmitContext) -> dict[str, Values]:
         f"trl {COMMANDS[setup.stage]} --config train.yaml": _model(setup, context),
         "adapter": _adapter(setup) if setup.is_adapter else {"use_peft": False},
         "data": _data(setup, context),
-        "stage": _stage_keys(setup),
+        "stage": _generation(setup, context) if setup.stage == "grpo" else _stage_keys(setup),
         "training": _training(setup),
         "memory": _memory(setup),
         "evaluation": _evaluation(setup),
@@ -198,10 +217,10 @@ def _adapter(setup: TrainingSetup) -> Values:
 
 def _data(setup: TrainingSetup, context: EmitContext) -> Values:
     pipeline = host_pipeline(context)
+    own = {"dataset_num_proc": pipeline.preprocessing_num_workers, "max_length": setup.seq_len}
     return {
         "dataset_name": PREPARED,
-        "dataset_num_proc": pipeline.preprocessing_num_workers,
-        "max_length": setup.seq_len,
+        **({} if setup.stage == "grpo" else own),
         "dataloader_num_workers": pipeline.dataloader_num_workers,
         "dataloader_pin_memory": pipeline.dataloader_pin_memory,
     }
@@ -220,6 +239,25 @@ def _stage_keys(setup: TrainingSetup) -> Values:
         return {"loss_type": [setup.pref_loss or "sigmoid"], "beta": beta, "precompute_ref_log_probs": False}
     weights = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
     return {"loss_type": "kto", "beta": beta, **weights, "precompute_ref_log_probs": False}
+
+
+def _generation(setup: TrainingSetup, context: EmitContext) -> Values:
+    """GRPO's own keys at TRL's defaults. The key of vLLM's window is TRL's only word for prompt and completion
+    together: train.py cuts prompts by it.
+    """
+    number, held_out = _groups(setup, context)
+    return {
+        "reward_funcs": [REWARD],
+        "num_generations": number,
+        **({} if held_out is None else {"num_generations_eval": held_out}),
+        "max_completion_length": completion_tokens(setup.seq_len),
+        "vllm_max_model_length": setup.seq_len,
+        "use_vllm": False,
+        "temperature": 1.0,
+        "beta": 0.0,
+        "num_iterations": 1,
+        "loss_type": "dapo",
+    }
 
 
 def _training(setup: TrainingSetup) -> Values:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from planner.errors import InputError
+from planner.memory.generation import MAX_COMPLETION_TOKENS, completion_tokens
 from planner.targets import accelerate, deepspeed
 from planner.targets.context import Reading
 from planner.targets.sidecar import sidecar_fields
@@ -13,7 +14,14 @@ from planner.targets.yaml_text import load_yaml
 from planner.training import setup_from_mapping
 
 FILE_NAME = "train.yaml"
-COMMANDS = {"pt": "sft", "sft": "sft", "dpo": "dpo", "kto": "kto", "rm": "reward"}  # stage -> trl's subcommand
+COMMANDS = {
+    "pt": "sft",
+    "sft": "sft",
+    "dpo": "dpo",
+    "kto": "kto",
+    "rm": "reward",
+    "grpo": "grpo",
+}  # stage -> trl's subcommand
 TORCH = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _DTYPES = {word: dtype for dtype, word in TORCH.items()}
 # Keys that LLaMA-Factory's train.yaml does not have, and the two that every one of its files has.
@@ -30,6 +38,19 @@ UNPRICED: dict[str, Any] = {
     "label_smoothing_factor": 0.0,
     "router_aux_loss_coef": None,
     "model_init_kwargs": None,
+}
+# What GRPO's price takes for granted: TRL's own defaults.
+UNPRICED_GENERATION: dict[str, Any] = {
+    "use_vllm": False,
+    "use_transformers_continuous_batching": False,
+    "cache_implementation": None,
+    "num_iterations": 1,
+    "steps_per_generation": None,
+    "generation_batch_size": None,
+    "beta": 0.0,
+    "reward_model_name_or_path": None,
+    "cast_lm_head_to_fp32": False,
+    "ds3_gather_for_generation": True,
 }
 
 
@@ -55,7 +76,7 @@ def _stage(values: Mapping[str, Any]) -> dict[str, Any]:
     """The stage by the keys that only it has: TRL's file does not name its command."""
     if "desirable_weight" in values or values.get("loss_type") in ("kto", "apo_zero_unpaired"):
         return {"stage": "kto"}
-    if "num_generations" in values or "reward_funcs" in values:
+    if _is_grpo(values):
         return {"stage": "grpo"}
     if "beta" in values or isinstance(values.get("loss_type"), list):
         losses = values.get("loss_type") or ["sigmoid"]
@@ -76,10 +97,25 @@ def _model(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     fields = {
         "model": values["model_name_or_path"],
         "attention": values.get("attn_implementation") or "sdpa",
-        "seq_len": values.get("max_length") or 1024,
+        "seq_len": _length(values),
         "packing": bool(values.get("packing", False)),
     }
     return fields if word == "auto" else fields | {"param_dtype": _DTYPES[word]}
+
+
+def _is_grpo(values: Mapping[str, Any]) -> bool:
+    return "num_generations" in values or "reward_funcs" in values
+
+
+def _length(values: Mapping[str, Any]) -> int:
+    """Tokens of a sample. GRPO states those of a completion alone, and of both together in vLLM's key."""
+    if not _is_grpo(values):
+        return values.get("max_length") or 1024
+    return values.get("vllm_max_model_length") or 2 * _completion(values)
+
+
+def _completion(values: Mapping[str, Any]) -> int:
+    return values.get("max_completion_length") or MAX_COMPLETION_TOKENS
 
 
 def _adapter(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,8 +172,20 @@ def _sharding(
 
 
 def _warnings(values: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(
+    assumed = UNPRICED | (UNPRICED_GENERATION if _is_grpo(values) else {})
+    said = [
         f"{key}: {values[key]} is not priced: the estimate is made as if it were {neutral}"
-        for key, neutral in UNPRICED.items()
+        for key, neutral in assumed.items()
         if values.get(key, neutral) != neutral
-    )
+    ]
+    return (*said, *(_generation_warnings(values) if _is_grpo(values) else ()))
+
+
+def _generation_warnings(values: Mapping[str, Any]) -> Iterator[str]:
+    """The lengths that are priced where they are not those of the file."""
+    stated, length = _completion(values), _length(values)
+    if not values.get("vllm_max_model_length"):
+        yield f"no key says how long a prompt is: {length - stated} tokens are priced, as many as of a completion"
+    priced = completion_tokens(length)
+    if stated != priced:
+        yield f"max_completion_length: {stated} is priced as {priced} generated tokens of the {length} of a sample"

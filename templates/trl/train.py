@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 HERE = Path(__file__).resolve().parent
 PREPARED = HERE / "prepared"
-STAGES = ("sft", "dpo", "kto", "reward")
+STAGES = ("sft", "dpo", "kto", "reward", "grpo")
 
 
 def read_settings(words):
@@ -50,8 +50,30 @@ def sample_of(stage, values, row, entry, tokenizer):
         pair = {name: answer(row[columns[name]]) for name in ("chosen", "rejected")}
         return {"prompt": asked(before_answer(row, entry)), **pair}
     *before, last = dialogue_of(row, entry)
+    if stage == "grpo":
+        return {"prompt": asked(within(before, prompt_tokens(values), tokenizer)), "answer": last["content"]}
     sample = {"prompt": asked(before), "completion": answer(last["content"])}
     return sample | ({"label": bool(row[columns["kto_tag"]])} if stage == "kto" else {})
+
+
+def prompt_tokens(values):
+    """What max_completion_length leaves of the whole length; TRL itself cuts no prompt. None: no limit."""
+    whole = values.get("vllm_max_model_length")
+    return None if whole is None else whole - values.get("max_completion_length", 512)
+
+
+def within(dialogue, limit, tokenizer):
+    """The dialogue with its last message cut at its end, so that the prompt has at most ``limit`` tokens."""
+    *before, last = dialogue
+    text = last["content"]
+    while limit is not None and text:
+        cut = [*before, {**last, "content": text}]
+        excess = len(tokenizer(text_before(tokenizer, cut))["input_ids"]) - limit
+        if excess <= 0:
+            break
+        shorter = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:-excess])
+        text = shorter if len(shorter) < len(text) else text[: len(text) // 2]
+    return [*before, {**last, "content": text}]
 
 
 def prepare(stage, values):

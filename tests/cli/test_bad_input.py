@@ -44,7 +44,7 @@ CASES = {
     f"{HARDWARE} --model 7B --ladder nowhere.toml": ("nowhere.toml",),
     f"{HARDWARE} --model 7B --data nowhere.json": ("nowhere.json",),
     f"{HARDWARE} --model 7B --stage grpo": ("grpo", "trl"),
-    f"{HARDWARE} --model 7B --stage grpo --engine trl": ("grpo", "is not priced", "by hand"),
+    "--gpus 1x24GB --model 7B --stage grpo --engine trl --global-batch 11": ("grpo", "effective batch of 11", "of 8"),
     f"{HARDWARE} --model 7B --parallelism none": ("none", "3"),
     f"{HARDWARE} --model 7B --method full --param-dtype bf16 --parallelism zero3": ("zero3", "pure_bf16"),
     f"{HARDWARE} --model 7B --quantization-bit 8 --parallelism fsdp": ("8", "fsdp"),

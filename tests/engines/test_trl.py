@@ -28,6 +28,7 @@ CASES: dict[str, dict] = {
     "dpo": {"stage": "dpo"},
     "ipo": {"stage": "dpo", "pref_loss": "ipo", "method": "full"},
     "kto": {"stage": "kto"},
+    "grpo": {"stage": "grpo", "gradient_accumulation_steps": 8, "eval_micro_batch_size": 8},
     "rm": {"stage": "rm"},
     "rm-full": {"stage": "rm", "method": "full"},
 }
@@ -73,6 +74,8 @@ def test_trls_own_parser_understands_every_stage(newest: ScriptEngine, tmp_path:
     assert all("problem" in found[str(folder)] for folder in refused)
     understood = {name: found[str(folder)] for name, folder in folders.items()}
     assert {name: each["problem"] for name, each in understood.items() if "problem" in each} == {}
+    grpo = understood.pop("grpo")
+    assert (grpo["length"], grpo["batch"], grpo["groups"]) == (512, [1, 8], [8, 8, 8])
     assert all(each["length"] == 2048 and each["batch"] == [1, 1] for each in understood.values())
     assert understood["lora"]["dtype"] == "float32"
     assert understood["lora"]["targets"] == "all-linear"

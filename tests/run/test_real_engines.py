@@ -141,6 +141,21 @@ def test_to_the_end_with_a_checkpoint_and_a_report(name: str, request: pytest.Fi
     assert (runs_of(folder)[0] / "report.html").exists()
 
 
+def test_grpo_generates_rewards_and_learns_through_trl(newest: Place) -> None:
+    """The whole of it on the CPU: the longest batch with completions of full length, then two steps, then a report."""
+    folder = newest.plan("grpo", "--engine", "trl", "--stage", "grpo", "--method", "lora", "--seq-len", "32")
+    state = newest.run(folder, (*TRL, "max_steps=2"))
+    assert [(each.purpose, each.last_step, each.diagnosis) for each in state.attempts] == [
+        ("rehearsal", 2, None), ("training", 2, None),
+    ]  # fmt: skip
+    prepared = [json.loads(line) for line in (folder / "prepared" / "train.jsonl").read_text().splitlines()]
+    assert {tuple(each) for each in prepared} == {("prompt", "answer")}
+    logged = (runs_of(folder)[-1] / "log").read_text()
+    assert "'rewards/likeness/mean'" in logged
+    assert "'completions/max_length': '16'" in logged or "'completions/max_length': 16" in logged
+    assert state.checkpoint == str(folder / "output" / "checkpoint-2")
+
+
 def test_the_embedded_engine_heals_on_two_processes(newest: Place) -> None:
     """DDP on gloo: the last process runs out of memory at step 4, half the micro batch goes on from step 2."""
     flags = ("--engine", "embedded", "--method", "lora", "--micro-batch-size", "2")

@@ -48,10 +48,11 @@ def test_nothing_that_is_installed_is_one_sentence() -> None:
         choose_engine(TRL, SETUP, "ppo", 1)
 
 
-def test_grpo_is_refused_by_everyone_for_the_same_reason() -> None:
-    """The choice, TRL's files and LLaMA-Factory's rule send nobody to an engine that refuses it again."""
-    with pytest.raises(UnsupportedError, match=r"LLaMA-Factory has no stage grpo; TRL gets no files .*is not priced"):
-        choose_engine(TRL, SETUP, "grpo", 1)
+def test_grpo_goes_to_trl_and_says_why() -> None:
+    choice = choose_engine(LF | TRL, SETUP, "grpo", 1)
+    assert (choice.value, "LLaMA-Factory has no stage grpo" in choice.because) == ("trl", True)
+    with pytest.raises(UnsupportedError, match=r"LLaMA-Factory has no stage grpo; TRL is 0.24.0, and its files"):
+        choose_engine(LF, SETUP, "grpo", 1)
 
 
 def test_many_gpus_name_megatron_and_emit_nothing_for_it() -> None:

@@ -97,7 +97,7 @@ def test_pretraining_packs_unless_told_otherwise() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"stage": "grpo"}, "TRL has, and no files"),
+        ({"stage": "grpo"}, "TRL has: --engine trl"),
         ({"method": "full", "quantization_bit": 4}, "LoRA or OFT"),
         ({"loss": "chunked"}, "chunked"),
         ({"gradient_checkpointing": "selective"}, "every layer"),

@@ -23,7 +23,7 @@ from tests.targets.strategies import contexts, setups
 
 TRL = TARGETS["trl"]
 ONE_GPU = EmitContext(model_path="Qwen/Qwen2.5-7B", hidden=3584, has_bf16=True)
-STAGES = ("pt", "sft", "dpo", "kto", "rm")
+STAGES = ("pt", "sft", "dpo", "kto", "rm", "grpo")
 
 
 def values_of(context: EmitContext = ONE_GPU, **changes: object) -> dict:
@@ -38,7 +38,7 @@ def test_files_read_back_to_the_settled_setup(raw: TrainingSetup, context: EmitC
 
 
 @pytest.mark.parametrize("gpus", ["1x24GB", "3x20GB", "8xA100-80GB"])
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
 def test_plans_are_emitted_at_their_price(gpus: str, stage: str) -> None:
     check_prices(TRL, gpus, engine="trl", model="3B", stage=stage)
 
@@ -52,7 +52,8 @@ def test_the_dtype_is_always_stated_and_fp32_unless_asked_for() -> None:
 def test_every_stage_is_recognised_by_its_own_keys() -> None:
     for stage in STAGES:
         for method in ("full", "lora"):
-            text = TRL.files(TrainingSetup(model="7B", stage=stage, method=method), ONE_GPU)["train.yaml"]
+            setup = TrainingSetup(model="7B", stage=stage, method=method, micro_batch_size=8)
+            text = TRL.files(setup, ONE_GPU)["train.yaml"]
             assert TRL.read({"train.yaml": text}).setup.stage == stage, (stage, method)
 
 
@@ -66,6 +67,37 @@ def test_a_file_of_few_keys_means_trls_defaults() -> None:
 def test_what_is_not_priced_is_said() -> None:
     reading = TRL.read({"train.yaml": "model_name_or_path: org/m\nactivation_offloading: true\n"})
     assert reading.warnings == ("activation_offloading: True is not priced: the estimate is made as if it were False",)
+
+
+GRPO = "model_name_or_path: org/m\nreward_funcs: [think_format_reward]\n"
+
+
+def test_grpo_states_trls_own_defaults_and_the_length_of_prompt_and_completion() -> None:
+    values = values_of(stage="grpo", micro_batch_size=4, gradient_accumulation_steps=4)
+    assert (values["num_generations"], values["max_completion_length"], values["vllm_max_model_length"]) == (
+        8,
+        512,
+        2048,
+    )
+    assert (values["beta"], values["use_vllm"], values["reward_funcs"]) == (0.0, False, ["rewards.likeness"])
+    assert "max_length" not in values
+    on_three = replace(ONE_GPU, gpus_per_node=3)
+    assert values_of(on_three, stage="grpo", micro_batch_size=21, parallelism="ddp")["num_generations"] == 7
+    assert "rewards.py" in TRL.files(TrainingSetup(model="7B", stage="grpo", micro_batch_size=8), ONE_GPU)
+    assert "rewards.py" not in TRL.files(TrainingSetup(model="7B"), ONE_GPU)
+
+
+def test_what_a_grpo_file_states_beyond_a_setup_is_said() -> None:
+    reading = TRL.read({"train.yaml": GRPO + "max_completion_length: 256\n"})
+    assert (reading.setup.stage, reading.setup.seq_len) == ("grpo", 512)
+    assert reading.warnings == ("no key says how long a prompt is: 256 tokens are priced, as many as of a completion",)
+    reading = TRL.read({"train.yaml": GRPO + "max_completion_length: 2048\nvllm_max_model_length: 3072\nbeta: 0.04\n"})
+    assert reading.setup.seq_len == 3072
+    assert reading.warnings == (
+        "beta: 0.04 is not priced: the estimate is made as if it were 0.0",
+        "max_completion_length: 2048 is priced as 512 generated tokens of the 3072 of a sample",
+    )
+    assert "use_vllm: True is not priced" in TRL.read({"train.yaml": GRPO + "use_vllm: true\n"}).warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +118,9 @@ def test_files_that_trl_would_refuse(text: str, words: str) -> None:
     [
         ({"stage": "ppo", "reward_model": "r"}, "stage ppo"),
         ({"stage": "orpo"}, "stage orpo"),
-        ({"stage": "grpo"}, "generation is not priced"),
+        ({"stage": "grpo"}, "an effective batch of 1: it compares 2 to 8 completions .* a multiple of 8"),
+        ({"stage": "grpo", "micro_batch_size": 8, "eval_micro_batch_size": 11}, "an evaluation batch of 11"),
+        ({"stage": "grpo", "micro_batch_size": 8, "packing": True}, "only pt and sft pack"),
         ({"stage": "dpo", "ref_model": "org/ref"}, "with ref_model"),
         ({"stage": "dpo", "pref_loss": "kto_pair"}, "planned for: sigmoid, hinge, ipo"),
         ({"stage": "dpo", "packing": True}, "only pt and sft pack"),

@@ -27,7 +27,11 @@ for word in sys.argv[1:]:
             "bits": None if quantization is None else 4 if quantization.load_in_4bit else 8,
             "double": bool(quantization and quantization.bnb_4bit_use_double_quant),
             "batch": [training.per_device_train_batch_size, training.gradient_accumulation_steps],
-            "length": training.max_length,
+            "length": getattr(training, "max_length", None) or training.max_completion_length,
+            "groups": [
+                getattr(training, name, None)
+                for name in ("num_generations", "num_generations_eval", "generation_batch_size")
+            ],
             "checkpointing": training.gradient_checkpointing,
             "liger": training.use_liger_kernel,
             "optim": str(getattr(training.optim, "value", training.optim)),
