@@ -106,7 +106,9 @@ def _through(plan: Plan, folder: Path, values: dict[str, Any]) -> Source:
     engine = values["engine"]
     if engine not in TARGETS:
         raise unknown_choice(engine, "--engine", TARGETS)
-    made = through(plan, engine)
+    versions, said = _versions_for(engine, values["python"], saved_machine(values))
+    made = through(plan, engine, versions)
+    made = replace(made, assumptions=(said, *made.assumptions))
     if made.verdict == "does_not_fit" and not values["anyway"]:
         raise NothingFitsError(
             f"through {engine_name(engine)} this plan does not fit, so no folder is written",
@@ -127,32 +129,58 @@ def _planned(values: dict[str, Any]) -> Source:
     from planner.cli.io import say
     from planner.targets.choose import engine_name
 
-    choosing = _Choosing(values["python"])
+    choosing = _Choosing(values)
     asked = values["engine"]
-    made = plan_from(values, settled=None if asked else choosing)
+    made = plan_from(values, settled=choosing)
     if made.chosen is None:
         raise NothingFitsError(
             "nothing that is allowed fits, so there is nothing to run", hint=next(iter(made.remedies), None)
         )
     picked = choosing.picked
     why = picked.sentence if picked else f"{engine_name(asked)}: asked for with --engine"
-    made = replace(made, reasons=(*made.reasons, f"engine {why}"))
+    assumptions = (choosing.said, *made.assumptions) if choosing.said else made.assumptions
+    made = replace(made, reasons=(*made.reasons, f"engine {why}"), assumptions=assumptions)
     written = written_folder(made, values)
     say(f"planned: {made.reasons[0]}")
+    if choosing.said:
+        say(f"assumed: {choosing.said}")
     say(f"folder:  {written.folder}")
     python = str(picked.python) if picked and picked.python else None
     return Source(folder=written.folder.resolve(), engine=why, python=python)
 
 
 class _Choosing:
-    """Settles a request once the machine is known: the engine, and no rung whose package is missing."""
+    """Settles a request once the machine is known: the engine, its versions, and no rung whose package is missing."""
 
-    def __init__(self, python: str | None) -> None:
-        self._python = python
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._python, self._elsewhere = values["python"], bool(values["machine"])
+        self._asked = bool(values["engine"])
         self.picked: Picked | None = None
+        self.said = ""
 
     def __call__(self, request: Request, machine: Machine) -> Request:
         from planner.run.engine import pick
 
-        self.picked = pick(request, machine.world_size, named=self._python, environment=os.environ)
-        return replace(request, engine=self.picked.choice.value, forbid=request.forbid | frozenset(self.picked.without))
+        if not self._asked:
+            self.picked = pick(request, machine.world_size, named=self._python, environment=os.environ)
+            without = request.forbid | frozenset(self.picked.without)
+            request = replace(request, engine=self.picked.choice.value, forbid=without)
+        if "versions" in request.pinned:  # stated by the user: what is installed instead is the preflight's to say
+            return request
+        versions, self.said = _versions_for(
+            request.engine, self._python, machine if self._elsewhere else None, self.picked
+        )
+        return replace(request, pinned=request.pinned | {"versions": versions}) if versions else request
+
+
+def _versions_for(
+    engine: str, python: str | None, elsewhere: Machine | None, picked: Picked | None = None
+) -> tuple[dict[str, str], str]:
+    """The versions that will run, and the sentence about them: of another desk's only what its file carries."""
+    from planner.run.engine import said_versions, versions_among, versions_of
+
+    if elsewhere is not None:
+        found = versions_among(elsewhere.software, engine)
+        return found, said_versions(found, where="in the machine's file")
+    found = picked.versions if picked else versions_of(engine, named=python, environment=os.environ)
+    return found, said_versions(found, where="that are installed here")

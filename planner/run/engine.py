@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,27 @@ from planner.plan.plan import Plan, Request
 from planner.run.checks.look_python import interpreter_of
 from planner.run.read_plan import priced
 from planner.search.rungs import load_ladder
-from planner.targets.choose import Choice, choose_engine, engine_name, installed, packages_beside
+from planner.targets.choose import BASIC, NEEDS, Choice, choose_engine, engine_name, installed, packages_beside
 from planner.training import TrainingSetup, setup_from_mapping
 
 DEFAULT = "llamafactory"
 PROGRAMS = ("llamafactory-cli", "torchrun")
+# Packages by whose versions memory is priced.
+DECIDING = ("torch", "transformers", "accelerate", "peft", "trl", "deepspeed", "bitsandbytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picked:
     """An engine with the reason, the Python that has it (None: the one that runs this), and what that one lacks.
 
-    ``without`` maps rungs of the ladder that need a package to the package that is not installed there.
+    ``without`` maps rungs of the ladder that need a package to the package that is not installed there; ``versions``
+    are those of what will run, by whose code memory is priced.
     """
 
     choice: Choice
     python: Path | None
     without: dict[str, str]
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def sentence(self) -> str:
@@ -73,8 +77,36 @@ def pick(request: Request, gpus: int, *, named: str | None, environment: Mapping
             why = why or problem.sentence
             continue
         here = python if str(python) != sys.executable else None
-        return Picked(choice=choice, python=here, without=_rungs_without(packages, setup, request))
+        return Picked(
+            choice=choice, python=here, without=_rungs_without(packages, setup, request),
+            versions=versions_among(packages, choice.value),
+        )  # fmt: skip
     return Picked(choice=Choice(value=DEFAULT, because=f"the default, because {why}"), python=None, without={})
+
+
+def versions_of(engine: str, *, named: str | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """Versions in the first Python that has the engine; none where no Python has it.
+
+    Raises InputError for a named Python that does not exist or does not answer.
+    """
+    for python in pythons(named, environment):
+        packages = installed(python)
+        if all(name in packages for name in NEEDS.get(engine, BASIC)):
+            return versions_among(packages, engine)
+    return {}
+
+
+def versions_among(packages: Mapping[str, str], engine: str) -> dict[str, str]:
+    """Those that memory depends on; TRL's counts where it is the engine, elsewhere it only lies beside it."""
+    return {name: packages[name] for name in DECIDING if name in packages and (name != "trl" or engine == "trl")}
+
+
+def said_versions(versions: Mapping[str, str], *, where: str) -> str:
+    """What the figures are for, as an assumption of the plan."""
+    if not versions:
+        return f"no version of a training package is known {where}: memory is priced for the engine's newest release"
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"memory is priced for the versions {where}: {listed}"
 
 
 def least_setup(request: Request, gpus: int) -> TrainingSetup:
@@ -98,14 +130,14 @@ def _rungs_without(packages: Mapping[str, str], setup: TrainingSetup, request: R
     return lacking
 
 
-def through(plan: Plan, engine: str) -> Plan:
-    """The same choice through another engine, priced for it.
+def through(plan: Plan, engine: str, versions: Mapping[str, str] | None = None) -> Plan:
+    """The same choice through another engine, priced for it and its ``versions`` (None: its newest release's).
 
     Raises InputError for an engine that is not known, or that cannot run it.
     """
     if plan.chosen is None:
         raise InputError("the plan states no choice: plan again")
-    setup = plan.chosen.setup.but(engine=engine)
+    setup = plan.chosen.setup.but(engine=engine, versions=dict(versions or {}))
     estimate, speed = priced(setup, plan.model, plan.machine)
     row = replace(plan.chosen, setup=setup, estimate=estimate, speed=speed, safe=estimate.verdict == "fits")
     reason = f"the choice of a plan for {engine_name(plan.chosen.setup.engine)}, through {engine_name(engine)}"

@@ -232,7 +232,7 @@ def tensor_traffic_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, ra
     tokens = setup.seq_len * setup.micro_batch_size * setup.sequences_per_sample / setup.context_parallel
     moved = 2.0 * (size - 1) / size * 2 * tokens * spec.hidden
     each = moved / paths(near, rates).between_gpus + rates.collective_seconds + (size - 1) * rates.hop_seconds
-    return 2 * (2 + _recomputed(setup)) * spec.layers / setup.pipeline_parallel * each
+    return 2 * (2 + recomputed(setup, spec.layers)) * spec.layers / setup.pipeline_parallel * each
 
 
 def _step_traffic_s(setup: TrainingSetup, machine: Machine, way: Paths, work: TokenWork) -> float:

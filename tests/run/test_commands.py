@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from planner.cli.app import run
+from planner.hardware.parse import parse_machine
+from planner.hardware.store import machine_to_json
 from planner.run.state import runs_of
 from tests.run.conftest import ONE, TWO, Desk
 
@@ -92,6 +95,55 @@ def test_the_engine_is_the_one_that_is_installed(
     plan = json.loads((tmp_path / "fresh" / "plan.json").read_text())
     assert (plan["request"]["engine"], plan["chosen"]["setup"]["liger_kernel"]) == ("trl", False)
     assert f"engine {said}planned without" in plan["reasons"][-1]
+
+
+def versions_planned_for(folder: Path) -> tuple[dict[str, str], str]:
+    plan = json.loads((folder / "plan.json").read_text())
+    return plan["chosen"]["setup"]["versions"], plan["assumptions"][0]
+
+
+def test_the_price_is_that_of_the_versions_that_will_run(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An older transformers holds more logits; TRL beside LLaMA-Factory is not what runs."""
+    there = {"llamafactory": "0.9.5", "torch": "2.9.0+cpu", "transformers": "4.57.1", "accelerate": "1.11.0"}
+    monkeypatch.setattr("planner.run.engine.installed", lambda python: there | {"peft": "0.18.1", "trl": "0.24.0"})
+    words = ["run", *ONE, "--python", str(desk.python), "--preflight-only", "--anyway"]
+    run([*words, "--out", str(tmp_path / "here")])
+    versions, said = versions_planned_for(tmp_path / "here")
+    assert versions == {"torch": "2.9.0+cpu", "transformers": "4.57.1", "accelerate": "1.11.0", "peft": "0.18.1"}
+    assert said == (
+        "memory is priced for the versions that are installed here: torch 2.9.0+cpu, transformers 4.57.1, "
+        "accelerate 1.11.0, peft 0.18.1"
+    )
+    assert f"assumed: {said}" in capsys.readouterr().err
+    run([*words, "--engine", "llamafactory", "--out", str(tmp_path / "asked")])
+    assert versions_planned_for(tmp_path / "asked")[0] == versions
+    run([*words, "--versions", "transformers=4.55.0", "--out", str(tmp_path / "stated")])
+    assert versions_planned_for(tmp_path / "stated")[0] == {"transformers": "4.55.0"}
+
+
+def test_another_desks_versions_are_those_of_its_file(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = {
+        "llamafactory": "0.9.5",
+        "torch": "2.13.0",
+        "transformers": "5.6.0",
+        "accelerate": "1.11.0",
+        "peft": "0.18",
+    }
+    monkeypatch.setattr("planner.run.engine.installed", lambda python: there)
+    flags = ONE[ONE.index("--model") :]
+    for name, software in (("bare", {}), ("told", {"transformers": "4.56.0", "trl": "0.24.0"})):
+        machine = tmp_path / f"{name}.json"
+        machine.write_text(machine_to_json(replace(parse_machine("1xRTX4090", "64GB"), software=software)))
+        run(["run", *flags, "--machine", str(machine), "--preflight-only", "--out", str(tmp_path / name)])
+    assert versions_planned_for(tmp_path / "bare") == (
+        {}, "no version of a training package is known in the machine's file: memory is priced for the engine's newest "
+        "release",
+    )  # fmt: skip
+    assert versions_planned_for(tmp_path / "told")[0] == {"transformers": "4.56.0"}
 
 
 def test_the_same_plan_through_another_engine(desk: Desk, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
