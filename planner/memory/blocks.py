@@ -9,8 +9,16 @@ from __future__ import annotations
 from planner.errors import UnsupportedError
 from planner.memory.attention import attend
 from planner.memory.experts import experts
-from planner.memory.habits import BROADCAST_KEYS, JOINED_ROTATION, NAMES_ATTENTION, WIDE_NORM, WRITTEN_OUT_NORM
+from planner.memory.habits import (
+    BROADCAST_KEYS,
+    JOINED_ROTATION,
+    NAMES_ATTENTION,
+    NORM_AFTER_ROTATION,
+    WIDE_NORM,
+    WRITTEN_OUT_NORM,
+)
 from planner.memory.linears import LinearModule
+from planner.memory.mixers import short_conv
 from planner.memory.ops import FP32, Program
 from planner.memory.tape import PASS, Param, Tensor
 from planner.model.modules import Linear
@@ -115,18 +123,22 @@ class BlockModule:
             return self._latent_attention(hidden, a)
         if a.kind == "linear":
             return self._delta_rule(hidden, a)
+        if a.kind == "conv":
+            return short_conv(self.p, self.linears, hidden, a)
         p = self.p
         q, k, v, gate = self._project(hidden, a)
         # v is a view of the fused projection, which then stays whole; grouped values are copied when they are expanded
         beside = (q, k) if p.mode.litgpt and a.kv_heads in (1, a.heads) else ()
-        if a.qk_norm != "none":
-            q = self._qk_norm(q, a, a.heads)
-            k = self._qk_norm(k, a, a.kv_heads)
+        late = self.model_type in NORM_AFTER_ROTATION
+        if not late:
+            q, k = self._normed(q, k, a)
         if p.mode.liger and "qkv" in self.linears and a.rope == "full":  # Liger's kernel wants them contiguous
             q, k = p.clone(q), p.clone(k)
         if a.rope in ("full", "partial"):
             q = self._rotate(q, a, a.heads)
             k = self._rotate(k, a, a.kv_heads)
+        if late:
+            q, k = self._normed(q, k, a)
         out = attend(p, q, k, v, a, beside=beside)
         joined = a.rope == "partial" or self.model_type in JOINED_ROTATION or p.mode.litgpt
         if joined and p.mode.kernel in ("sdpa", "flash") and not p.mode.liger:
@@ -179,6 +191,9 @@ class BlockModule:
         q, k, v = parts
         return q, k, v
 
+    def _normed(self, q: Tensor, k: Tensor, a: Attention) -> tuple[Tensor, Tensor]:
+        return (q, k) if a.qk_norm == "none" else (self._qk_norm(q, a, a.heads), self._qk_norm(k, a, a.kv_heads))
+
     def _qk_norm(self, x: Tensor, a: Attention, heads: int) -> Tensor:
         rows = 1 if a.qk_norm == "full" else heads
         return self.norm(x, a.qk_norm_kind, x.elems[1] // rows, rows=rows)
@@ -208,7 +223,10 @@ class BlockModule:
         width = (0, a.heads * (nope + rope), 0)
         q_states = self._join(q_pass, q_rot, width)
         k_states = self._join(k_pass, k_rot, width)
-        return self.linears["o"](p, attend(p, q_states, k_states, v, a))
+        out = attend(p, q_states, k_states, v, a)
+        if p.mode.kernel == "sdpa":  # equal widths of keys and values (GLM-4.7-Flash): laid out as the joined queries
+            out = p.clone(out)
+        return self.linears["o"](p, out)
 
     def _join(self, a: Tensor, b: Tensor, elems: tuple[int, int, int]) -> Tensor:
         """``torch.cat`` of the plain and the rotated part; backward narrows the gradient."""

@@ -17,12 +17,15 @@ WITHOUT_SDPA = frozenset(
 JOINED_ROTATION = frozenset({"phi3", "gpt_neox", "glm", "glm4", "glm4_moe", "qwen3_next"})
 # The norm multiplies by its weight in fp32 and casts afterwards, so the fp32 product's input is what is kept.
 WIDE_NORM = frozenset(
-    {"gemma", "gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3", "gpt_oss", "qwen3_next", "qwen3_5_text"}
+    {"gemma", "gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3", "gpt_oss", "qwen3_next", "qwen3_5", "qwen3_5_text"}
+    | {"qwen3_5_moe", "qwen3_5_moe_text"}
 )
+# Normalises queries and keys after their rotation.
+NORM_AFTER_ROTATION = frozenset({"hunyuan_v1_dense", "hunyuan_v1_moe"})
 # Layer norm written out in fp32 operations: the centred input is made, and kept, twice.
 WRITTEN_OUT_NORM = frozenset({"cohere", "cohere2"})
 # The router's matmul runs on an fp32 copy of the hidden states.
-WIDE_ROUTER = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe"})
+WIDE_ROUTER = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe", "glm4_moe_lite"})
 # Hands a mask and keys of one head, broadcast without a copy, to SDPA, which no fused kernel takes: S x S math path.
 BROADCAST_KEYS = frozenset({"falcon"})
 # Residual dropout of 0.1 in training unless the config says otherwise.
@@ -35,7 +38,7 @@ NAMES_ATTENTION = frozenset({"gpt2", "gpt_bigcode"})
 # They are views into the whole projection of queries, keys and values, which lives with them.
 NAMES_CACHE = frozenset({"gpt_bigcode"})
 # Multiplies embeddings by a number of its config.
-SCALED_EMBEDDING = frozenset({"granite", "granitemoe", "granitemoeshared"})
+SCALED_EMBEDDING = frozenset({"granite", "granitemoe", "granitemoeshared", "granitemoehybrid"})
 
 
 def modeling(setup: TrainingSetup, spec: ModelSpec) -> str:

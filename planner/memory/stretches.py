@@ -255,7 +255,7 @@ def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: b
         return "flash"
     if setup.attention == "eager" or kind in WITHOUT_SDPA or capped:
         return "sinks" if attention.sinks else "eager"
-    if attention.kind == "mla":
+    if attention.kind == "mla" and attention.v_head_dim != attention.head_dim:
         return "masked" if setup.padded else "efficient"  # flash kernels want equal widths of keys and values
     if kind in BROADCAST_KEYS:
         return "math"

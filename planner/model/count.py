@@ -112,6 +112,8 @@ def _attention_extras(attention: Attention) -> int:
     if attention.kind == "linear":
         convolved = 2 * attention.kv_width + attention.heads * attention.v_head_dim
         return 2 * attention.heads + attention.conv_kernel * convolved + attention.v_head_dim
+    if attention.kind == "conv":
+        return attention.q_width * (attention.conv_kernel + (1 if attention.qkv_bias else 0))
     if attention.kind == "mla":
         return (attention.q_lora_rank or 0) + attention.kv_lora_rank
     widths = {"none": 0, "head": 2 * attention.head_dim, "full": attention.q_width + attention.kv_width}

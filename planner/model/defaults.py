@@ -332,6 +332,34 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "vocab_size": 152064, "tie_word_embeddings": False, "hidden_act": "silu", "max_position_embeddings": 2048,
         "sliding_window": 4096, "max_window_layers": 62, "moe_intermediate_size": 1408,
     },
+    "lfm2": {
+        "hidden_size": 2560, "intermediate_size": 12288, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 65536, "tie_word_embeddings": True, "max_position_embeddings": 128000,
+        "block_multiple_of": 256, "block_auto_adjust_ff_dim": True, "conv_L_cache": 3,
+    },
+    "lfm2_moe": {
+        "hidden_size": 2048, "intermediate_size": 7168, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 65536, "tie_word_embeddings": True, "max_position_embeddings": 128000,
+        "num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 1792, "num_dense_layers": 2,
+        "conv_L_cache": 3,
+    },
+    "granitemoehybrid": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "vocab_size": 32000, "tie_word_embeddings": False, "hidden_act": "silu", "max_position_embeddings": 2048,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 1024,
+    },
+    "glm4_moe_lite": {
+        "hidden_size": 2048, "intermediate_size": 10240, "num_hidden_layers": 47, "num_attention_heads": 20,
+        "num_key_value_heads": 20, "vocab_size": 154880, "tie_word_embeddings": False, "hidden_act": "silu",
+        "max_position_embeddings": 202752, "n_routed_experts": 64, "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1536, "n_shared_experts": 1, "q_lora_rank": 768, "kv_lora_rank": 512,
+        "qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "v_head_dim": 256,
+    },
+    "minimax_m2": {
+        "hidden_size": 3072, "intermediate_size": 1536, "num_hidden_layers": 62, "num_attention_heads": 48,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 200064, "tie_word_embeddings": False,
+        "hidden_act": "silu", "max_position_embeddings": 196608, "num_local_experts": 256, "num_experts_per_tok": 8,
+    },
     "helium": {
         "head_dim": 128, "num_key_value_heads": 20,
         "hidden_size": 2560, "intermediate_size": 7040, "num_hidden_layers": 24, "num_attention_heads": 20,

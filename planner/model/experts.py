@@ -77,6 +77,14 @@ def _first_dense(keys: Keys, layer: int) -> Moe | None:
     return _moe(keys, width=width, shared=width * (keys.maybe("n_shared_experts") or 0), shared_bias=biased)
 
 
+def _glm_lite(keys: Keys, layer: int) -> Moe | None:
+    """GLM-4.7-Flash: dense layers by ``mlp_layer_types``, else the first alone."""
+    kinds = keys.items("mlp_layer_types")
+    kind = kinds[layer] if kinds is not None and len(kinds) > layer else ("dense" if layer == 0 else "sparse")
+    width = keys.whole("moe_intermediate_size")
+    return None if kind == "dense" else _moe(keys, width=width, shared=width * (keys.maybe("n_shared_experts") or 0))
+
+
 def _llama4(keys: Keys, layer: int) -> Moe | None:
     """Llama 4: experts in the layers of ``moe_layers``, else in every ``interleave_moe_layer_step``-th."""
     chosen = keys.items("moe_layers")
@@ -200,6 +208,9 @@ EXPERTS: dict[str, Traits] = {
     "deepseek_v2": replace(_DEEPSEEK, mlp_bias="mlp_bias"),
     "deepseek_v3": _DEEPSEEK,
     "minicpm3": Traits(mlp_bias="mlp_bias", attention=_latent),
+    # its hidden width is no multiple of its heads, whose own width `_latent` sets
+    "glm4_moe_lite": Traits(experts=_glm_lite, attention=_latent, fixed={"head_dim": 256}),
+    "minimax_m2": Traits(qk_norm="full", experts=_mixtral),
     "llama4_text": _LLAMA4,
     "ernie4_5_moe": _routed("ernie4_5", _ernie, head_bias="use_bias"),
     "hunyuan_v1_moe": _routed("hunyuan_v1_dense", _hunyuan),

@@ -285,5 +285,6 @@ DENSE: dict[str, Traits] = {
     ),
     "helium": Traits(qkv_bias="attention_bias", mlp_bias="mlp_bias"),
     "internlm": Traits(qkv_bias="bias", out_bias="bias", remote_code=True),
+    "minicpm": Traits(remote_code=True, scaled_embedding=True),
 }  # fmt: skip
 DENSE["internlm3"] = Traits(qkv_bias="qkv_bias", out_bias="bias", mlp_bias="bias")

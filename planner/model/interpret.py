@@ -11,11 +11,12 @@ from planner.model.classic import CLASSIC
 from planner.model.count import count
 from planner.model.experts import EXPERTS
 from planner.model.families import DENSE, Traits, build
+from planner.model.hybrid import HYBRID
 from planner.model.keys import Keys
 from planner.model.spec import ModelSpec, Quantized
 from planner.model.vision import vision_tower
 
-FAMILIES: dict[str, Traits] = {**DENSE, **CLASSIC, **EXPERTS}
+FAMILIES: dict[str, Traits] = {**DENSE, **CLASSIC, **EXPERTS, **HYBRID}
 # Text sides that are a family above under another name.
 SAME_AS: dict[str, str] = {
     "mllama": "mllama_text_model",

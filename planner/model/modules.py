@@ -76,6 +76,8 @@ def _attention_linears(names: dict[str, str], attention: Attention, hidden: int)
         return _latent_linears(names, attention, hidden)
     if attention.kind == "linear":
         return _delta_linears(names, attention, hidden)
+    if attention.kind == "conv":
+        return _short_conv_linears(names, attention, hidden)
     return _grouped_linears(names, attention, hidden)
 
 
@@ -119,6 +121,15 @@ def _delta_linears(names: dict[str, str], attention: Attention, hidden: int) -> 
     )
     into = [Linear(name=names[role], role=role, inputs=hidden, outputs=width) for role, width in wanted]
     return [*into, Linear(name=names["linear_o"], role="o", inputs=values, outputs=hidden)]
+
+
+def _short_conv_linears(names: dict[str, str], attention: Attention, hidden: int) -> list[Linear]:
+    """LFM2's operator: both gates and the convolution's input by one matrix. Source: transformers' Lfm2ShortConv."""
+    into = Linear(
+        name=names["linear_in"], role="linear_in", inputs=hidden, outputs=3 * hidden, bias=attention.qkv_bias
+    )
+    out = Linear(name=names["linear_o"], role="o", inputs=hidden, outputs=hidden, bias=attention.out_bias)
+    return [into, out]
 
 
 def _mlp_linears(

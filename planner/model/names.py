@@ -19,6 +19,7 @@ _NEOX = {"qkv": "query_key_value", "o": "dense", "up": "dense_h_to_4h", "down": 
 _GPTJ = {"qkv": "qkv_proj", "o": "out_proj", "up": "fc_in", "down": "fc_out"}
 _QWEN35 = {"linear_in": "in_proj_qkv", "linear_b": "in_proj_b"}
 _W123 = {"gate": "w1", "up": "w3", "down": "w2"}
+_LFM2 = {"o": "out_proj", "linear_in": "in_proj", **_W123}
 MODULE_NAMES: dict[str, dict[str, str]] = {
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
@@ -42,6 +43,9 @@ MODULE_NAMES: dict[str, dict[str, str]] = {
     "qwen3_5_moe_text": _QWEN35,
     "qwen3_5": _QWEN35,
     "qwen3_5_moe": _QWEN35,
+    "lfm2": _LFM2,
+    "lfm2_moe": _LFM2,
+    "granitemoehybrid": {"router": "router", "gate_up": "input_linear", "down": "output_linear", "linear_in": "in_proj"},
     "llama4": {"router": "router"},
     "hunyuan_v1_moe": {"router": "wg"},
     # remote code

@@ -14,9 +14,11 @@ NormKind = Literal["rms", "layernorm", "layernorm_no_bias", "none", "layernorm_n
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """One attention module. ``kind`` "mla" is DeepSeek's latent attention, whose own widths are below."""
+    """One attention module, or what stands in its place. ``kind`` "mla" is DeepSeek's latent attention, whose own widths
+    are below, "linear" the gated delta rule, "conv" a gated short convolution (LFM2).
+    """
 
-    kind: Literal["gqa", "mla", "linear"] = "gqa"
+    kind: Literal["gqa", "mla", "linear", "conv"] = "gqa"
     heads: int
     kv_heads: int
     head_dim: int
@@ -36,7 +38,7 @@ class Attention:
     qk_nope_dim: int = 0
     qk_rope_dim: int = 0
     v_head_dim: int = 0  # MLA, and the value head of "linear", whose `heads` are value heads and `kv_heads` key heads
-    conv_kernel: int = 0  # "linear": taps of the short depthwise convolution before the recurrence
+    conv_kernel: int = 0  # "linear" and "conv": taps of the short depthwise convolution
 
     @property
     def q_width(self) -> int:
