@@ -18,7 +18,7 @@ from planner.memory.habits import (
     WRITTEN_OUT_NORM,
 )
 from planner.memory.linears import LinearModule
-from planner.memory.mixers import short_conv
+from planner.memory.mixers import delta_rule, short_conv
 from planner.memory.ops import FP32, Program
 from planner.memory.tape import PASS, Param, Tensor
 from planner.model.modules import Linear
@@ -122,7 +122,7 @@ class BlockModule:
         if a.kind == "mla":
             return self._latent_attention(hidden, a)
         if a.kind == "linear":
-            return self._delta_rule(hidden, a)
+            return delta_rule(self.p, self.linears, hidden, a)
         if a.kind == "conv":
             return short_conv(self.p, self.linears, hidden, a)
         p = self.p
@@ -233,25 +233,6 @@ class BlockModule:
         out = self.p.new(elems, a.itemsize)
         self.p.link(out, (a, b), (PASS, (b.elems, b.itemsize)))
         return out
-
-    def _delta_rule(self, hidden: Tensor, a: Attention) -> Tensor:
-        """Gated delta rule (Qwen3-Next): projections, short convolution, chunked recurrence, gated norm.
-
-        The recurrence keeps q, k, v, the gates and one state per chunk of 64 tokens (fla's chunk kernel).
-        """
-        p = self.p
-        mixed = self.linears["linear_in"](p, hidden)
-        gates = [self.linears[role](p, hidden) for role in ("linear_b", "linear_a") if role in self.linears]
-        z = self.linears["linear_z"](p, hidden) if "linear_z" in self.linears else None
-        convolved = p.unary(mixed, saves="input")
-        values = a.heads * a.v_head_dim
-        out = p.new((0, values, 0), convolved.itemsize)
-        states = p.new((0, a.heads * a.head_dim * a.v_head_dim // 64, 0), FP32)
-        inputs = (convolved, *gates)
-        p.link(out, inputs, [(t.elems, t.itemsize) for t in inputs], saved=(*inputs, states))
-        normed = self.norm(out, "rms", a.v_head_dim, rows=a.heads)
-        gated = p.mul(normed, p.unary(z if z is not None else normed, saves="input"))
-        return self.linears["o"](p, gated)
 
     # -- feed-forward ---------------------------------------------------------------------------------
 
