@@ -66,6 +66,8 @@ FLOORS = {
     "loop_sharded": (0.05, 0.12),
     "foreign": (0.06, 0.15),
     "foreign_sharded": (0.10, 0.20),
+    "assumed": (0.12, 0.25),  # 426 traces of known families, priced as if they were Llama's, lie within 0.17
+    "assumed_sharded": (0.15, 0.30),
 }
 NEARLY_FULL = 0.93
 REPLAY_GRIDS: dict[str, tuple[float, ...]] = {

@@ -98,7 +98,9 @@ def trust_class(setup: TrainingSetup, spec: ModelSpec, ranks: int) -> str:
 
     ``rare`` is what no published peak covers: the parts are traced or read from the source, their sum was never
     measured on a GPU. ``loop``: engines with a training loop of their own, read and measured; ``foreign``: engines of
-    which nothing here knows or measured anything. DDP adds nothing uncertain to one GPU, so it shares its class.
+    which nothing here knows or measured anything; ``assumed``: architectures priced with another's blocks;
+    ``generating``: stages that write their own completions. DDP adds nothing uncertain to one GPU, so it shares its
+    class.
     """
     if setup.stage == "grpo":
         return "generating"
@@ -106,6 +108,8 @@ def trust_class(setup: TrainingSetup, spec: ModelSpec, ranks: int) -> str:
     own_loop = setup.engine in OWN_LOOPS and not is_megatron(setup)  # of Megatron no run was measured
     if setup.engine not in TRAINER_ENGINES and not own_loop:
         return "foreign_sharded" if ranks > 1 else "foreign"
+    if spec.assumed_blocks:
+        return "assumed_sharded" if ranks > 1 else "assumed"
     if spec.remote_code:
         return "remote_code"
     if own_loop and ranks > 1:

@@ -63,6 +63,8 @@ CLASSES = {
     "loop_sharded": "engines with a training loop of their own on several GPUs",
     "foreign": "engines without rules or measured runs here",
     "foreign_sharded": "engines without rules or measured runs here, on several GPUs",
+    "assumed": "architectures without rules here",
+    "assumed_sharded": "architectures without rules here, on several GPUs",
 }
 
 
@@ -95,6 +97,11 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
         )
     if spec.remote_code:
         said.append(f"{spec.id} runs its own modelling code, which was not traced; a Llama-like block is priced")
+    if spec.assumed_blocks:
+        said.append(
+            f"the architecture of {spec.id} has no rules here and is priced with Llama's blocks: recurrent or state-space "
+            "layers need up to twice as much without gradient checkpointing, and routed experts are not told apart"
+        )
     if spec.verified is None and not spec.local_path:
         said.append(f"the parameter count of {spec.id} could not be verified")
     if setup.stage in ("kto", "ppo", "grpo"):

@@ -16,6 +16,7 @@ from typing import Any
 
 from planner.errors import InputError, UnsupportedError, nearest
 from planner.model import fetch
+from planner.model.assumed import llama_like
 from planner.model.interpret import interpret
 from planner.model.spec import ModelSpec, Quantized
 from planner.rulebook.paths import rules_dir
@@ -28,6 +29,7 @@ _MIRRORS = frozenset(
     {"unsloth", "nousresearch", "llm-research", "ai-modelscope", "modelscope", "zhipuai", "thudm", "lmstudio-community"}
 )
 _BNB_4BIT = re.compile(r"(-unsloth)?-bnb-4bit$")
+_ENCODER_DECODER = re.compile(r"(?:^|[/_-])(?:flan-|code|long|m|um|by)?t5(?:p|gemma|[-_0-9]|$)|(?:^|[/_-])m?bart(?:[-_]|$)")
 _SAFETENSORS_DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
@@ -144,9 +146,20 @@ def from_row(row: Row, name: str | None = None) -> ModelSpec:
     if row.kind == "size":
         spec = resolve(fields["model"])
         return replace(spec, notes=(*spec.notes, f"{fields['id']} stands for {fields['model']}: {fields['reason']}"))
-    spec = interpret(config_of(fields), id=_full_id(row, fields, name), place=f"rules/models.toml, {fields['id']}")
+    spec = _interpret_row(fields, id=_full_id(row, fields, name), place=f"rules/models.toml, {fields['id']}")
     notes = (fields["note"],) if fields.get("note") else ()
-    return replace(spec, template=fields.get("template"), verified=fields.get("verified"), notes=notes)
+    return replace(
+        spec, template=fields.get("template"), verified=fields.get("verified"), notes=(*spec.notes, *notes)
+    )
+
+
+def _interpret_row(fields: dict[str, Any], *, id: str, place: str) -> ModelSpec:
+    """By the rules of its family; where there are none the row's own count stands, with Llama's blocks."""
+    config = config_of(fields)
+    try:
+        return interpret(config, id=id, place=place)
+    except UnsupportedError:
+        return llama_like(config, fields["parameters"], id=id, place=place)
 
 
 def config_of(fields: dict[str, Any]) -> dict[str, Any]:
@@ -223,6 +236,11 @@ def closest_names(name: str) -> list[str]:
 
 
 def _unknown(name: str) -> InputError:
+    if _ENCODER_DECODER.search(name.lower()):
+        return InputError(
+            f"model {name!r} is an encoder-decoder (T5, BART and kin); only causal language models are priced",
+            hint="`plan models` lists the catalogue",
+        )
     close = closest_names(name)
     offer = f"; did you mean {' or '.join(close)}?" if close else ""
     return InputError(

@@ -114,8 +114,18 @@ def _traits(model_type: str, place: str) -> Traits:
     return FAMILIES[_family(model_type, place)]
 
 
+ENCODER_DECODERS = frozenset(
+    {"t5", "mt5", "umt5", "byt5", "longt5", "t5gemma", "t5gemma2", "switch_transformers", "bart", "mbart", "plbart"}
+    | {"pegasus", "pegasus_x", "marian", "m2m_100", "nllb-moe", "blenderbot", "prophetnet", "whisper", "bigbird_pegasus"}
+)
+
+
 def unknown_type(model_type: str, place: str) -> UnsupportedError:
     """The refusal of an architecture, with the nearest known ones."""
+    if model_type in ENCODER_DECODERS:
+        return UnsupportedError(
+            f"{place}: model_type {model_type!r} is an encoder-decoder; only causal language models are priced"
+        )
     close = nearest(model_type, [*FAMILIES, *SAME_AS])
     offer = (
         f"; the nearest known are {', '.join(close)}"

@@ -6,17 +6,14 @@ Needs the extra ``vramplan[count]``; torch and transformers are imported only wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from planner.errors import InputError, UnsupportedError
-from planner.model.count import count
-from planner.model.families import Traits, build
-from planner.model.interpret import quantized, stored_dtype, unknown_type
-from planner.model.keys import Keys
-from planner.model.spec import ModelSpec, Run
+from planner.errors import UnsupportedError
+from planner.model.assumed import llama_like
+from planner.model.interpret import ENCODER_DECODERS, unknown_type
+from planner.model.spec import ModelSpec
 
 
 def can_count() -> bool:
@@ -30,6 +27,8 @@ def count_with_transformers(config: Mapping[str, Any], *, place: str) -> int:
     Raises UnsupportedError where torch or transformers is missing, or where transformers does not know the type.
     """
     model_type = str(config.get("model_type"))
+    if model_type in ENCODER_DECODERS:
+        raise unknown_type(model_type, place)
     try:
         torch: Any = import_module("torch")
         transformers: Any = import_module("transformers")
@@ -53,33 +52,5 @@ def count_with_transformers(config: Mapping[str, Any], *, place: str) -> int:
 
 
 def spec_by_counting(config: Mapping[str, Any], *, id: str, place: str) -> ModelSpec:
-    """A spec whose total is transformers' and whose blocks are taken to be Llama's, which a note says.
-
-    What the Llama blocks do not account for is spread over the layers as ``extra_parameters``.
-    """
-    total = count_with_transformers(config, place=place)
-    text = config.get("text_config")
-    nested = isinstance(text, Mapping)
-    keys = Keys(text if isinstance(text, Mapping) else config, str(config["model_type"]), place=place, nested=nested)
-    try:
-        spec = build(keys, Traits())
-    except InputError as problem:
-        raise UnsupportedError(
-            f"{place}: model_type {keys.model_type!r} has no rules here and is not shaped like Llama "
-            f"({problem.sentence.removeprefix(place + ': ')})"
-        ) from None
-    missing = total - count(spec).total
-    block, layers = spec.runs[0].block, spec.layers
-    first = replace(block, extra_parameters=missing // layers + missing % layers)
-    rest = replace(block, extra_parameters=missing // layers)
-    runs = (
-        (Run(count=1, block=first), Run(count=layers - 1, block=rest)) if layers > 1 else (Run(count=1, block=first),)
-    )
-    note = (
-        f"model_type {keys.model_type} has no rules here: its {total:,} parameters were counted by transformers, its "
-        "activations are taken to be those of a Llama block"
-    )
-    return replace(
-        spec, id=id, runs=runs, parameters=total, stored_dtype=stored_dtype(config),
-        quantized=quantized(config, place), verified="transformers meta-device count", notes=(note,),
-    )  # fmt: skip
+    """A spec whose total is transformers' and whose blocks are taken to be Llama's, which a note says."""
+    return llama_like(config, count_with_transformers(config, place=place), id=id, place=place)

@@ -150,6 +150,7 @@ class ModelSpec:
     quantized: Quantized | None = None
     vision: VisionTower | None = None
     remote_code: bool = False
+    assumed_blocks: bool = False  # its architecture has no rules here: Llama's blocks stand for its own
     template: str | None = None  # LLaMA-Factory chat template
     local_path: str | None = None
     verified: str | None = None
