@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import added_readings
 from statements import NotStatableError, Row, Setup
 
 CARDS = {
@@ -13,18 +14,24 @@ CARDS = {
     ">=80GB card": "80GB",
     "48GB card": "48GB",
     "80GB card": "80GB",
+    **added_readings.CARDS,
 }
 # Same shapes as a catalogue row under another name.
 SPELLED = {
     "mistralai/Devstral-Small-2507": "mistralai/Mistral-Small-24B-Base-2501",
     "mistralai/Magistral-Small-2506": "mistralai/Mistral-Small-24B-Base-2501",
+    "mistralai/Magistral-Small-2507": "mistralai/Mistral-Small-24B-Base-2501",
+    "axolotl-ai-co/gpt-oss-120b-dequantized": "openai/gpt-oss-120b",
     "katanemo/Plano-Orchestrator-4B": "Qwen/Qwen3-4B-Instruct-2507",
     "XiaomiMiMo/MiMo-7B-RL": "XiaomiMiMo/MiMo-7B-Base",
     "arcee-ai/AFM-4.5B": "arcee-ai/AFM-4.5B-Base",
     "swiss-ai/Apertus-8B-Instruct-2509": "swiss-ai/Apertus-8B-2509",
 }
 # Models that are no catalogue row: folders under measurements/configs.
-OWN_CONFIGS = {"meta-llama/Llama-2-7b-hf with its positions scaled to 8,192": "llama-2-7b-8192"}
+OWN_CONFIGS = {
+    "meta-llama/Llama-2-7b-hf with its positions scaled to 8,192": "llama-2-7b-8192",
+    **added_readings.OWN_CONFIGS,
+}
 AXOLOTL_OPTIMS = {"adamw_bnb_8bit": "adamw_8bit", "adamw_torch_8bit": "adamw_8bit"}
 
 
@@ -206,4 +213,5 @@ STATERS: dict[str, Callable[[Row], Setup]] = {
     "longlora-": _longlora,
     "fms-orca-": _fms_orca,
     "torchtune-": _torchtune,
+    **added_readings.STATERS,
 }

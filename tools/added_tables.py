@@ -20,6 +20,10 @@ PEFT_RESULTS = "method_comparison/MetaMathQA/results"
 # Variants of LoRA that the contract has no field for, by the setting that switches them on.
 PEFT_VARIANTS = ("use_bdlora", "use_qalora", "velora_config", "monteclora_config", "lora_ga_config", "eva_config")
 
+CANIFINETUNE = "DaoyuanLi2816/can-i-finetune-this"
+CANIFINETUNE_RESULTS = "benchmarks/results"
+CANIFINETUNE_VERSIONS = "transformers 5.8.1; torch 2.6.0; peft 0.19.1; bitsandbytes 0.49.2"  # docs/rtx4080_baselines.md
+
 AXOLOTL = "axolotl-ai-cloud/axolotl"
 # Figures of axolotl's example READMEs, in GiB unless the text says GB: (configuration, card, figure, unit).
 AXOLOTL_FIGURES: tuple[tuple[str, str, float, str], ...] = (
@@ -35,6 +39,12 @@ AXOLOTL_FIGURES: tuple[tuple[str, str, float, str], ...] = (
     ("gpt-oss/gpt-oss-20b-fft-fsdp2-offload.yaml", "2x 24GB card", 21, "GiB"),
     ("gpt-oss/gpt-oss-20b-fft-fsdp2.yaml", "8x 48GB card", 36, "GiB"),
     ("gpt-oss/gpt-oss-20b-fft-fsdp2.yaml", "4x 80GB card", 46, "GiB"),
+    ("gpt-oss/gpt-oss-120b-fft-fsdp2-offload.yaml", "8x 80GB card", 49, "GiB"),
+    ("hunyuan/hunyuan-v1-dense-qlora.yaml", "24GB card", 4.7, "GB"),
+    ("olmo3/olmo3-7b-qlora.yaml", "24GB card", 11.3, "GiB"),
+    ("magistral/think/magistral-small-think-qlora.yaml", "24GB card", 19.1, "GiB"),
+    ("ministral3/think/ministral3-3b-think-qlora.yaml", "24GB card", 4.76, "GiB"),
+    ("qwen3.5/27b-qlora.yaml", "80GB card", 47, "GiB"),
     ("glm45/glm-45-air-qlora.yaml", "80GB card", 63.4, "GiB"),
     ("qwen3-next/qwen3-next-80b-a3b-qlora.yaml", "80GB card", 47, "GiB"),
 )
@@ -116,6 +126,49 @@ def peft_row(name: str, commit: str, result: Row) -> Row:
 def peak(trained: Row) -> int:
     """Bytes: the key was renamed when other accelerators came in."""
     return int(trained.get("accelerator_memory_max") or trained["cuda_memory_max"])
+
+
+def canifinetune_rows(clone: Path) -> Iterator[Row]:
+    """canifinetune's own benchmark: a hand-written loop of random tokens on an RTX 4080, both of torch's meters."""
+    commit = show(clone, "HEAD")[7:16]
+    for name in show(clone, f"HEAD:{CANIFINETUNE_RESULTS}").splitlines()[2:]:
+        if name.endswith(".json"):
+            ran = json.loads(show(clone, f"HEAD:{CANIFINETUNE_RESULTS}/{name}"))
+            yield canifinetune_row(name.removesuffix(".json"), commit, ran)
+
+
+def canifinetune_row(name: str, commit: str, ran: Row) -> Row:
+    config, peaks = ran["config"], ran["measured"]
+    # estimator/formulas.py, TARGET_MODULES_BY_FAMILY: the scope "attention"
+    targets = "c_attn,c_proj" if "gpt2" in config["model_id"] else "q_proj,k_proj,v_proj,o_proj"
+    return {
+        "id": f"added-canifinetune-{name}",
+        "source": f"{CANIFINETUNE}:{CANIFINETUNE_RESULTS}/{name}.json@{commit}",
+        "model": config["model_id"],
+        "method": config["method"],
+        "lora_rank": config["lora_rank"],
+        "lora_targets": targets,
+        "quant_bits": 4 if config["method"] == "qlora" else None,
+        "seq_len": config["seq_len"],
+        "micro_batch": config["micro_batch_size"],
+        "grad_accum": 1,
+        "optimizer": f"bitsandbytes {config['optimizer']}",
+        "precision": "bf16 base, adapters in fp32, no autocast; a quantized base is prepared by peft",
+        "grad_ckpt": config["gradient_checkpointing"],
+        "attn": config["attention_implementation"],
+        "packing": False,
+        "gpus": 1,
+        "gpu_model": ran["gpu"]["name"].removeprefix("NVIDIA "),
+        "sharding": "none",
+        "offload": "none",
+        "peak_gb": peaks["peak_allocated_gb"],
+        "unit": "GiB",
+        "measure": "allocated",
+        "alt_peaks": [{"measure": "reserved", "peak_gb": peaks["peak_reserved_gb"], "unit": "GiB"}],
+        "note": f"{CANIFINETUNE_VERSIONS}; Windows, with a display on the card; {config['steps']} steps of random "
+        "tokens, no padding; outputs are named until the next step",
+        "stack": "canifinetune",
+    }
 
 
 def axolotl_rows(clone: Path) -> Iterator[Row]:
