@@ -13,7 +13,7 @@ from planner.memory.regime import HAND_WRITTEN, OWN_LOOPS, Regime, Unhashed, byt
 from planner.memory.tape import Moment
 from planner.memory.units import Layer, Parts
 from planner.model.spec import ModelSpec
-from planner.training import ZERO, TrainingSetup
+from planner.training import FSDP, ZERO, TrainingSetup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +118,14 @@ def _curve(
 
 
 def _selective(plain: BlockCurve, checkpointed: BlockCurve, layer: Layer) -> BlockCurve:
-    """torchtitan's per-op policy: attention outputs and every second matmul's output stay, the rest is made again."""
+    """torchtitan's per-op policy: attention outputs and every second matmul's output stay, the rest is made again.
+
+    The first matmul of a block is the first that stays (parallelize_llama.py, _get_custom_policy, of December 2024).
+    """
     a = layer.block.attention
-    matmuls = sum(lin.outputs for lin in layer.linears if not lin.role.startswith("expert_"))
+    outputs = [lin.outputs for lin in layer.linears if not lin.role.startswith("expert_")]
     boundary = plain.output.token
-    kept = Moment(0, boundary + matmuls + 2 * a.q_width + 4 * a.heads, 0)
+    kept = Moment(0, boundary + 2 * sum(outputs[::2]) + 2 * a.q_width + 4 * a.heads, 0)
     kept = kept if kept.token < plain.kept.token else plain.kept
     return replace(plain, kept=kept, backward=checkpointed.backward)
 
@@ -165,7 +168,13 @@ def _gradients_stay(setup: TrainingSetup, layer: Layer) -> bool:
 def as_gathered(setup: TrainingSetup, regime: Regime, *, adapted: bool) -> Regime:
     """The regime that a module runs in once FSDP has gathered it; under FSDP1 one with adapters runs as it is held."""
     whole = setup.parallelism == "fsdp2" or (setup.parallelism == "fsdp" and not adapted)
-    return _as_gathered(regime) if whole and regime.autocast else regime
+    return _as_gathered(regime) if whole and sharding_casts(setup, regime) else regime
+
+
+def sharding_casts(setup: TrainingSetup, regime: Regime) -> bool:
+    """Whether FSDP's mixed precision is on: accelerate's with autocast, torchtitan's MixedPrecisionPolicy without it."""
+    sharded = (setup.parallelism or "none") in FSDP
+    return sharded and (regime.autocast is not None or setup.engine == "torchtitan")
 
 
 @lru_cache(maxsize=256)

@@ -22,6 +22,7 @@ from planner.memory.stretches import (
     mode_of,
     named_cache,
     names_cache,
+    sharding_casts,
     stretches_of,
     unchecked_inputs,
 )
@@ -45,7 +46,7 @@ class Timeline:
         scored = completion_tokens(setup.seq_len) if setup.stage == "grpo" else setup.seq_len
         self.scored = sequences * scored  # tokens whose logits are made
         self.buffered = buffered_bytes(setup)
-        self.mixed = (setup.parallelism or "none") in FSDP and step.regime.autocast is not None and not setup.is_adapter
+        self.mixed = sharding_casts(setup, step.regime) and not setup.is_adapter
         stream = step.regime.compute if self.mixed else step.regime.stream
         self.stream_each = bytes_of(stream) * step.spec.hidden
         self.stream = self.stream_each * self.tokens
