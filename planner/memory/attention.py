@@ -23,12 +23,24 @@ def attend(
         return _eager(p, q, k, v, a)
     if p.mode.kernel == "math":
         return _math(p, q, k, v, a)
+    if p.mode.kernel == "grouped" or _has_no_kernel(p, q, a):
+        return _grouped_math(p, q, k, v, a)
     if p.mode.autocast or p.mode.kernel == "flash":
         q, k, v = (p.cast(t, p.mode.compute) for t in (q, k, v))
     if (p.mode.repeat_kv or p.mode.kernel == "masked") and a.kind == "gqa":
         broadcast = p.mode.litgpt and a.kv_heads == 1  # one head expands without a copy; rotation then fills the keys
         k, v = _repeat(p, k, a), v if broadcast else _repeat(p, v, a)
     return _fused(p, q, k, v, a, beside)
+
+
+def _has_no_kernel(p: Program, q: Tensor, a: Attention) -> bool:
+    """Whether SDPA is handed grouped heads in fp32, as fp32 norms before quantized linears do without autocast.
+
+    The flash kernel takes 16 bits, the memory-efficient one a key head for every head: what is left is the math path.
+    Source: aten/native/transformers/cuda/sdp_utils.cpp; transformers passes enable_gqa from 4.48 on (``repeat_kv``).
+    """
+    wide = q.itemsize == FP32 and not p.mode.autocast
+    return p.mode.kernel == "sdpa" and wide and a.kv_heads != a.heads and not p.mode.repeat_kv
 
 
 def _out_width(a: Attention) -> int:
@@ -90,23 +102,39 @@ def _eager(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
 
 
 def _math(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
-    """``_scaled_dot_product_attention_math``: matmuls and softmax in fp32 or autocast's dtype; probabilities stay.
+    """``_scaled_dot_product_attention_math``: matmuls and softmax in fp32, under autocast too; probabilities stay.
 
-    Source: aten/native/transformers/attention.cpp.
+    Sources: aten/native/transformers/attention.cpp; aten/autocast_mode.h brings the arguments to 16 bits and switches
+    autocast off inside.
     """
-    heads, given = (0, 0, a.heads), p.mode.compute if p.mode.autocast else q.itemsize
-    itemsize = p.mode.compute if p.mode.autocast else FP32
-    q, k, v = (p.cast(t, itemsize) for t in (q, k, v))
-    scores = p.new(heads, itemsize)
-    p.link(scores, (q, k), ((q.elems, itemsize), (k.elems, itemsize)), saved=(q, k))
-    masked = p.new(heads, itemsize)
+    heads = (0, 0, a.heads)
+    if p.mode.autocast:
+        q, k, v = (p.cast(t, p.mode.compute) for t in (q, k, v))
+    given = q.itemsize
+    q, k, v = (p.cast(t, FP32) for t in (q, k, v))
+    scores = p.new(heads, FP32)
+    p.link(scores, (q, k), ((q.elems, FP32), (k.elems, FP32)), saved=(q, k))
+    masked = p.new(heads, FP32)
     p.link(masked, (scores,), (PASS,))
     del scores
     weights = p.softmax(masked)
     del masked
-    out = p.new((0, _out_width(a), 0), itemsize)
-    p.link(out, (weights, v), ((heads, itemsize), (v.elems, itemsize)), saved=(weights, v))
+    out = p.new((0, _out_width(a), 0), FP32)
+    p.link(out, (weights, v), ((heads, FP32), (v.elems, FP32)), saved=(weights, v))
     return p.clone(p.cast(out, given))
+
+
+def _grouped_math(p: Program, q: Tensor, k: Tensor, v: Tensor, a: Attention) -> Tensor:
+    """The math path with ``enable_gqa``: keys and values are repeated, queries and keys scaled before they meet.
+
+    Source: aten/native/transformers/attention.cpp, pre_process_group_query_attention_input.
+    """
+    if p.mode.autocast:
+        q, k, v = (p.cast(t, p.mode.compute) for t in (q, k, v))
+    given = q.itemsize
+    q, k, v = (p.cast(t, FP32) for t in (q, k, v))
+    q, k, v = p.scale(q), p.scale(_repeat(p, k, a)), _repeat(p, v, a)
+    return p.cast(_math(p, q, k, v, a), given)
 
 
 def _probabilities(p: Program, scores: Tensor, itemsize: int) -> Tensor:

@@ -12,9 +12,9 @@ from typing import Literal
 from planner.memory.tape import ACTIVATION, PASS, TEMPORARY, Elems, Out, Param, Tape, Tensor
 
 # "flash": flash-attn's function, "sdpa": torch's flash kernel, "efficient": its memory-efficient one, "masked": the
-# same with a mask and keys repeated for every query head, "math": torch's path of last resort, "eager": the model's own
-# matmuls and softmax, "sinks": gpt-oss's variant of them
-Kernel = Literal["flash", "sdpa", "efficient", "masked", "math", "eager", "sinks"]
+# same with a mask and keys repeated for every query head, "math": torch's path of last resort, "grouped": the same with
+# fewer key heads than heads, "eager": the model's own matmuls and softmax, "sinks": gpt-oss's variant of them
+Kernel = Literal["flash", "sdpa", "efficient", "masked", "math", "grouped", "eager", "sinks"]
 Base = Literal["dense", "nf4", "int8", "gptq"]
 FP32 = 4
 

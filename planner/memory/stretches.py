@@ -172,7 +172,7 @@ def as_gathered(setup: TrainingSetup, regime: Regime, *, adapted: bool) -> Regim
 
 
 def sharding_casts(setup: TrainingSetup, regime: Regime) -> bool:
-    """Whether FSDP's mixed precision is on: accelerate's with autocast, torchtitan's MixedPrecisionPolicy without it."""
+    """Whether FSDP's mixed precision is on: accelerate's with autocast, torchtitan's own policy without it."""
     sharded = (setup.parallelism or "none") in FSDP
     return sharded and (regime.autocast is not None or setup.engine == "torchtitan")
 
@@ -273,7 +273,7 @@ def _kernel(setup: TrainingSetup, spec: ModelSpec, layer: Layer, *, has_flash: b
     if has_flash:
         return "sdpa"
     grouped = attention.kv_heads != attention.heads and version_of(setup, "transformers") >= (4, 48)
-    return "math" if grouped else "efficient"  # grouped heads without flash kernels: SDPA's S x S math path
+    return "grouped" if grouped else "efficient"  # without flash kernels: SDPA's S x S math path
 
 
 @lru_cache(maxsize=1024)

@@ -60,9 +60,11 @@ def _mathematical(
     scale: float | None,
     grouped: bool,
 ) -> torch.Tensor:
-    out: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(
-        query, key, value, mask, dropout, causal, None, scale=scale, enable_gqa=grouped
-    )[0]
+    """In fp32 throughout: autocast brings SDPA's arguments to 16 bits and is off inside (aten/autocast_mode.h)."""
+    with torch.autocast("cuda", enabled=False):
+        out: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(
+            query, key, value, mask, dropout, causal, None, scale=scale, enable_gqa=grouped
+        )[0]
     return out
 
 
