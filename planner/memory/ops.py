@@ -54,6 +54,7 @@ class Mode:
     packed_keeps_input: bool = False  # see LinearModule._packed
     packed_follows_input: bool = False  # see LinearModule._packed
     inputs_held_apart: bool = False  # 8-bit products' inputs are counted beside the block, see unchecked_inputs
+    looped_delta: bool = False  # the gated delta rule inverts its system in a loop: see delta.looped_delta
     compiled: bool = False  # torch.compile: fused as by Liger, but rotation writes new tensors
 
 

@@ -24,6 +24,11 @@ def assumptions_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regi
         said.append("trl loads the frozen base in fp32 by itself: --param-dtype bf16 with --method lora halves it")
     if spec.is_moe:
         said.append("experts are used evenly: each sees tokens x experts per token / experts")
+    if any(run.block.attention.kind == "linear" for run in spec.runs):
+        said.append(
+            "the gated delta rule is priced in torch operations, as transformers runs it without "
+            "flash-linear-attention, whose kernels need less"
+        )
     if not machine.gpus:
         said.append("no GPU is known, so there is no capacity to compare with")
     if setup.stage == "ppo":
@@ -99,8 +104,8 @@ def warnings_of(setup: TrainingSetup, spec: ModelSpec, machine: Machine, regime:
         said.append(f"{spec.id} runs its own modelling code, which was not traced; a Llama-like block is priced")
     if spec.assumed_blocks:
         said.append(
-            f"the architecture of {spec.id} has no rules here and is priced with Llama's blocks: recurrent or state-space "
-            "layers need up to twice as much without gradient checkpointing, and routed experts are not told apart"
+            f"the architecture of {spec.id} has no rules here and is priced with Llama's blocks: recurrent or "
+            "state-space layers need up to twice as much without gradient checkpointing, and experts are not told apart"
         )
     if spec.verified is None and not spec.local_path:
         said.append(f"the parameter count of {spec.id} could not be verified")

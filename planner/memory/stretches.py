@@ -15,6 +15,9 @@ from planner.memory.units import Layer, Parts
 from planner.model.spec import ModelSpec
 from planner.training import FSDP, ZERO, TrainingSetup
 
+# From here on the gated delta rule is known to solve its triangular system; 5.6 is known to invert it in a loop.
+SOLVES_DELTA = (5, 23)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -152,6 +155,7 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         packed_keeps_input(setup),
         setup.torch_compile and not setup.liger_kernel,
         packed_follows_input(setup),
+        layer.block.attention.kind in ("linear", "conv") and version_of(setup, "transformers") < SOLVES_DELTA,
     )
 
 
@@ -281,6 +285,7 @@ def mode_of(
     regime: Regime, targets: frozenset[str], whole: frozenset[str], trained: bool, rank: int, dropout: bool,
     dora: bool, kernel: str, liger: bool, fused: bool, stay: bool, residual_dropout: bool, litgpt: bool = False,
     packed_keeps_input: bool = False, compiled: bool = False, packed_follows_input: bool = False,
+    looped_delta: bool = False,
 ) -> Mode:  # fmt: skip
     """The program's mode from a regime and the few words of a setup that matter to a block; cached."""
     return Mode(
@@ -309,4 +314,5 @@ def mode_of(
         packed_keeps_input=packed_keeps_input,
         compiled=compiled,
         packed_follows_input=packed_follows_input,
+        looped_delta=looped_delta,
     )

@@ -31,8 +31,8 @@ def llama_like(config: Mapping[str, Any], total: int, *, id: str, place: str) ->
         ) from None
     spec = replace(spec, tied_embeddings=bool(config.get("tie_word_embeddings", spec.tied_embeddings)))
     note = (
-        f"model_type {config['model_type']} has no rules here: its {total:,} parameters are counted, its activations are "
-        "taken to be those of a Llama block"
+        f"model_type {config['model_type']} has no rules here: its {total:,} parameters are counted, its activations "
+        "are taken to be those of a Llama block"
     )
     return replace(
         spec, id=id, runs=_with_the_rest(spec, total), parameters=total, stored_dtype=stored_dtype(config),
@@ -46,4 +46,6 @@ def _with_the_rest(spec: ModelSpec, total: int) -> tuple[Run, ...]:
     block, layers = spec.runs[0].block, spec.layers
     first = replace(block, extra_parameters=missing // layers + missing % layers)
     rest = replace(block, extra_parameters=missing // layers)
-    return (Run(count=1, block=first), Run(count=layers - 1, block=rest)) if layers > 1 else (Run(count=1, block=first),)
+    return (
+        (Run(count=1, block=first), Run(count=layers - 1, block=rest)) if layers > 1 else (Run(count=1, block=first),)
+    )

@@ -29,7 +29,9 @@ _MIRRORS = frozenset(
     {"unsloth", "nousresearch", "llm-research", "ai-modelscope", "modelscope", "zhipuai", "thudm", "lmstudio-community"}
 )
 _BNB_4BIT = re.compile(r"(-unsloth)?-bnb-4bit$")
-_ENCODER_DECODER = re.compile(r"(?:^|[/_-])(?:flan-|code|long|m|um|by)?t5(?:p|gemma|[-_0-9]|$)|(?:^|[/_-])m?bart(?:[-_]|$)")
+_ENCODER_DECODER = re.compile(
+    r"(?:^|[/_-])(?:flan-|code|long|m|um|by)?t5(?:p|gemma|[-_0-9]|$)|(?:^|[/_-])m?bart(?:[-_]|$)"
+)
 _SAFETENSORS_DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 
 
@@ -148,9 +150,7 @@ def from_row(row: Row, name: str | None = None) -> ModelSpec:
         return replace(spec, notes=(*spec.notes, f"{fields['id']} stands for {fields['model']}: {fields['reason']}"))
     spec = _interpret_row(fields, id=_full_id(row, fields, name), place=f"rules/models.toml, {fields['id']}")
     notes = (fields["note"],) if fields.get("note") else ()
-    return replace(
-        spec, template=fields.get("template"), verified=fields.get("verified"), notes=(*spec.notes, *notes)
-    )
+    return replace(spec, template=fields.get("template"), verified=fields.get("verified"), notes=(*spec.notes, *notes))
 
 
 def _interpret_row(fields: dict[str, Any], *, id: str, place: str) -> ModelSpec:

@@ -23,7 +23,7 @@ SAME_AS: dict[str, str] = {
     "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
     "qwen3_vl": "qwen3", "qwen3_vl_text": "qwen3", "qwen3_vl_moe": "qwen3_moe", "qwen3_vl_moe_text": "qwen3_moe",
     "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "gemma3": "gemma3_text", "llama4": "llama4_text",
-    "mistral3": "mistral", "llava": "llama", "llava_next": "llama",
+    "mistral3": "mistral", "llava": "llama", "llava_next": "llama", "internvl": "qwen2",
 }  # fmt: skip
 # Wrappers of a text and a vision model, with what they assume about tied embeddings. The older ones take the flag
 # from their text_config too, because it used to be saved there.
@@ -31,6 +31,7 @@ WRAPPERS: dict[str, bool] = {
     "mllama": False,
     "qwen2_vl": False, "qwen2_5_vl": False, "qwen3_vl": False, "qwen3_vl_moe": False, "qwen3_5": False,
     "qwen3_5_moe": False, "gemma3": True, "llama4": False, "mistral3": True, "llava": False, "llava_next": False,
+    "internvl": True,
 }  # fmt: skip
 _TIED_BY_TEXT = frozenset({"qwen2_vl", "qwen2_5_vl", "llava", "llava_next"})
 # Former names of the same code.
@@ -116,7 +117,17 @@ def _traits(model_type: str, place: str) -> Traits:
 
 ENCODER_DECODERS = frozenset(
     {"t5", "mt5", "umt5", "byt5", "longt5", "t5gemma", "t5gemma2", "switch_transformers", "bart", "mbart", "plbart"}
-    | {"pegasus", "pegasus_x", "marian", "m2m_100", "nllb-moe", "blenderbot", "prophetnet", "whisper", "bigbird_pegasus"}
+    | {
+        "pegasus",
+        "pegasus_x",
+        "marian",
+        "m2m_100",
+        "nllb-moe",
+        "blenderbot",
+        "prophetnet",
+        "whisper",
+        "bigbird_pegasus",
+    }
 )
 
 

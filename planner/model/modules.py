@@ -125,9 +125,7 @@ def _delta_linears(names: dict[str, str], attention: Attention, hidden: int) -> 
 
 def _short_conv_linears(names: dict[str, str], attention: Attention, hidden: int) -> list[Linear]:
     """LFM2's operator: both gates and the convolution's input by one matrix. Source: transformers' Lfm2ShortConv."""
-    into = Linear(
-        name=names["linear_in"], role="linear_in", inputs=hidden, outputs=3 * hidden, bias=attention.qkv_bias
-    )
+    into = Linear(name=names["linear_in"], role="linear_in", inputs=hidden, outputs=3 * hidden, bias=attention.qkv_bias)
     out = Linear(name=names["linear_o"], role="o", inputs=hidden, outputs=hidden, bias=attention.out_bias)
     return [into, out]
 

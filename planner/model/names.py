@@ -45,7 +45,12 @@ MODULE_NAMES: dict[str, dict[str, str]] = {
     "qwen3_5_moe": _QWEN35,
     "lfm2": _LFM2,
     "lfm2_moe": _LFM2,
-    "granitemoehybrid": {"router": "router", "gate_up": "input_linear", "down": "output_linear", "linear_in": "in_proj"},
+    "granitemoehybrid": {
+        "router": "router",
+        "gate_up": "input_linear",
+        "down": "output_linear",
+        "linear_in": "in_proj",
+    },
     "llama4": {"router": "router"},
     "hunyuan_v1_moe": {"router": "wg"},
     # remote code

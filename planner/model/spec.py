@@ -14,8 +14,10 @@ NormKind = Literal["rms", "layernorm", "layernorm_no_bias", "none", "layernorm_n
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """One attention module, or what stands in its place. ``kind`` "mla" is DeepSeek's latent attention, whose own widths
-    are below, "linear" the gated delta rule, "conv" a gated short convolution (LFM2).
+    """One attention module, or what stands in its place.
+
+    ``kind`` "mla" is DeepSeek's latent attention, whose own widths are below, "linear" the gated delta rule, "conv" a
+    gated short convolution (LFM2).
     """
 
     kind: Literal["gqa", "mla", "linear", "conv"] = "gqa"

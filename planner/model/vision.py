@@ -1,6 +1,6 @@
 """Vision towers and projectors: exact parameter counts from a ``vision_config``.
 
-Source: the modelling code of transformers 5.23 (clip, siglip, pixtral, qwen2_vl, qwen2_5_vl, qwen3_vl, llama4, mllama
+Source: the modelling code of transformers 5.23 (clip, siglip, pixtral, qwen2_vl, qwen2_5_vl, qwen3_vl, llama4, mllama, internvl,
 and the wrappers llava, llava_next, gemma3, mistral3). Symbols: h width of the tower, i its feed-forward width, t width
 of the text model, d = h · merge² the width of merged patches.
 """
@@ -50,6 +50,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3_5": {
         "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 16, "spatial_merge_size": 2,
         "temporal_patch_size": 2, "out_hidden_size": 3584, "num_position_embeddings": 2304,
+    },
+    "internvl": {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "image_size": [448, 448],
+        "patch_size": [14, 14],
     },
 }  # fmt: skip
 
@@ -189,6 +193,36 @@ def _qwen3(keys: Keys, outer: Keys, t: int) -> VisionTower:
     return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
 
 
+def _sides(keys: Keys, name: str) -> tuple[int, int]:
+    """Height and width, given as one number or as two."""
+    sides = keys.raw(name)
+    if (
+        isinstance(sides, list | tuple)
+        and len(sides) == 2
+        and all(isinstance(each, int) and each > 0 for each in sides)
+    ):
+        return sides[0], sides[1]
+    side = keys.whole(name)
+    return side, side
+
+
+def _internvl(keys: Keys, outer: Keys, t: int) -> VisionTower:
+    """InternVL: scaled residuals, optional biases and query norms, merged patches before the projector."""
+    h, i, layers = keys.whole("hidden_size"), keys.whole("intermediate_size"), keys.whole("num_hidden_layers")
+    (high, wide), (tall, broad) = _sides(keys, "image_size"), _sides(keys, "patch_size")
+    positions = (
+        (high // tall) * (wide // broad) + 1 if keys.flag("use_absolute_position_embeddings", default=True) else 0
+    )
+    embedded = h + _linear(3 * tall * broad, h) + positions * h + (h if keys.flag("use_mask_token") else 0)
+    norm = h if keys.text("norm_type", default="layer_norm") == "rms_norm" else 2 * h
+    attention = 3 * _linear(h, h, bias=keys.flag("attention_bias")) + _linear(h, h)
+    block = 2 * norm + attention + (2 * h if keys.flag("use_qk_norm") else 0) + _linear(h, i) + _linear(i, h) + 2 * h
+    tower = embedded + layers * block + (0 if keys.flag("use_mean_pooling", default=True) else 2 * h)
+    merged = h * int(1 / outer.number("downsample_ratio", 0.5)) ** 2
+    projector = 2 * merged + _linear(merged, t) + _linear(t, t)
+    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+
+
 _TOWERS: dict[str, Callable[[Keys, Keys, int], VisionTower]] = {
     "clip_vision_model": _clip,
     "siglip_vision_model": _siglip,
@@ -199,5 +233,6 @@ _TOWERS: dict[str, Callable[[Keys, Keys, int], VisionTower]] = {
     "qwen2_5_vl": _qwen25,
     "qwen3_vl": _qwen3,
     "qwen3_5": _qwen3,
+    "internvl": _internvl,
 }
 _KNOWN = ", ".join(_TOWERS)

@@ -93,8 +93,15 @@ def _model_work(spec: ModelSpec, seq_len: int, fused: bool, eager: bool, rates: 
 
 
 def _attention_flops(block: Block, seq_len: int, eager: bool) -> float:
-    """Scores and values of one layer and token: 4·s·A, of which a causal kernel computes half."""
+    """Scores and values of one layer and token: 4·s·A, of which a causal kernel computes half.
+
+    A gated delta rule reads a chunk of 64 tokens and a state as wide as its value heads, a short convolution its taps.
+    """
     attention = block.attention
+    if attention.kind == "conv":
+        return 2.0 * attention.conv_kernel * attention.q_width
+    if attention.kind == "linear":
+        return 4.0 * (min(seq_len, 64) + attention.v_head_dim) * attention.heads * attention.head_dim
     seen = min(seq_len, attention.sliding_window or seq_len)
     return 4.0 * seen * attention.heads * attention.head_dim * (1.0 if eager else 0.5)
 

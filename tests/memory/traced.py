@@ -54,7 +54,9 @@ class Traced:
         """The mode, without the family, the number of layers and checkpointing."""
         mode = re.split(MODES, self.name, maxsplit=1)[-1]
         mode = mode.removesuffix("-reentrant").removesuffix("-gc")
-        experts = any(word in self.model_type for word in ("mixtral", "moe", "deepseek", "gpt_oss"))
+        experts = any(
+            word in self.model_type for word in ("mixtral", "_moe", "deepseek", "gpt_oss", "minimax", "qwen3_next")
+        )
         return f"{mode}, experts" if experts else mode
 
     @property
