@@ -30,7 +30,7 @@ _MIRRORS = frozenset(
 )
 _BNB_4BIT = re.compile(r"(-unsloth)?-bnb-4bit$")
 _ENCODER_DECODER = re.compile(
-    r"(?:^|[/_-])(?:flan-|code|long|m|um|by)?t5(?:p|gemma|[-_0-9]|$)|(?:^|[/_-])m?bart(?:[-_]|$)"
+    r"(?:^|[/_-])(?:flan-|code|long|m|um|by)?t5(?:p|gemma|[-_]|$)|(?:^|[/_-])m?bart(?:[-_]|$)"
 )
 _SAFETENSORS_DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 

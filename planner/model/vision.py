@@ -1,8 +1,8 @@
 """Vision towers and projectors: exact parameter counts from a ``vision_config``.
 
-Source: the modelling code of transformers 5.23 (clip, siglip, pixtral, qwen2_vl, qwen2_5_vl, qwen3_vl, llama4, mllama, internvl,
-and the wrappers llava, llava_next, gemma3, mistral3). Symbols: h width of the tower, i its feed-forward width, t width
-of the text model, d = h · merge² the width of merged patches.
+Source: the modelling code of transformers 5.23 (clip, siglip, pixtral, qwen2_vl, qwen2_5_vl, qwen3_vl, llama4, mllama,
+internvl, and the wrappers llava, llava_next, gemma3, mistral3). Symbols: h width of the tower, i its feed-forward
+width, t width of the text model, d = h · merge² the width of merged patches.
 """
 
 from __future__ import annotations

@@ -221,3 +221,22 @@ def test_only_the_row_asked_for_is_parsed(monkeypatch):
     resolve("Llama-3-8B")
     assert len(parsed) <= 2
     assert sum(parsed) < len(TEXT) / 50
+
+
+@pytest.mark.parametrize("name", ["google/flan-t5-base", "google-t5/t5-small", "facebook/bart-large", "google/mt5-xl"])
+def test_an_encoder_decoder_is_refused_by_name(name):
+    with pytest.raises(InputError, match="encoder-decoder"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("name", ["speakleash/no-such-bart", "x/t50-model"])
+def test_other_names_are_not_taken_for_encoder_decoders(name):
+    with pytest.raises(InputError) as refused:
+        resolve(name)
+    assert ("encoder-decoder" in refused.value.sentence) == name.endswith("bart")
+
+
+def test_an_encoder_decoder_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "d_model": 512}', encoding="utf-8")
+    with pytest.raises(UnsupportedError, match="encoder-decoder"):
+        resolve(str(tmp_path))
