@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+from planner.run.cases import CASES, LATER_CASES, LOST_PEERS, Case
 from planner.run.oom import Oom, find_oom
 from planner.run.records import Diagnosis
 from planner.units import GIB, MIB, show_gib
@@ -22,7 +23,8 @@ class Evidence:
     """What is known when an attempt has ended. ``lines`` are the remarkable and the last lines of its output.
 
     ``exit_status`` is negative for a signal. ``oom_kills`` counts the kernel's kills in the job's control group during
-    the attempt, None where it cannot be read. ``sick_losses``: logged losses in a row that are no number.
+    the attempt, None where it cannot be read. ``sick_losses``: logged losses in a row that are no number. ``nodes``:
+    machines that the run is on.
     """
 
     exit_status: int | None
@@ -35,100 +37,10 @@ class Evidence:
     neighbours: tuple[str, ...] = ()
     folder: str = ""
     step: int | None = None
-
-
-@dataclass(frozen=True)
-class _Case:
-    """One kind of failure: a pattern of the log, what it means, what to do. ``{0}`` ... are the pattern's groups."""
-
-    kind: str
-    pattern: str
-    cause: str
-    next_step: str
+    nodes: int = 1
 
 
 _GPU_IS_THERE = "give the run that GPU alone, or plan again with the memory that is free now"
-
-_CASES = (
-    _Case(
-        "disk_full",
-        r"\[Errno 28\] No space left on device(?:: '([^']*)')?|No space left on device|"
-        r"\[Errno 122\] Disk quota exceeded|\[Errno 27\] File too large|"
-        r"PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+",
-        "a file could not be written: the disk is full, or a quota or file size limit is reached",
-        "make room (older checkpoints, or save_total_limit), then run it again: it resumes from the last whole "
-        "checkpoint",
-    ),
-    _Case(
-        "host_oom",
-        r"DefaultCPUAllocator: (?:can't|not enough memory).*?allocate (\d+) bytes|^\s*MemoryError\b|"
-        r"Cannot allocate memory|DataLoader worker .*killed by signal: Killed|std::bad_alloc",
-        "the host ran out of memory",
-        "lower preprocessing_num_workers and dataloader_num_workers, leave offload out, or add host memory; "
-        "`plan probe` shows what there is",
-    ),
-    _Case(
-        "port_taken",
-        r"EADDRINUSE|[Aa]ddress already in use|port: (\d+).*(?:in use|failed to bind)",
-        "the port of the rendezvous is taken by another program",
-        "end that program, or set MASTER_PORT to a free port",
-    ),
-    _Case(
-        "missing_package",
-        r"No module named '([\w.]+)'|The '([\w.\-\[\]]+[^']*)' distribution was not found|"
-        r"PackageNotFoundError: (?!No package)([\w.\-]+)|requires the ([\w\-]+) (?:library|package)|"
-        r"ImportError: .*?`?pip install ([\w\-]+)",
-        "a package that the configuration needs is not installed: {0}",
-        "install it in the engine's environment: pip install {0}",
-    ),
-)
-
-_LATER_CASES = (
-    _Case(
-        "nccl_timeout",
-        r"Watchdog caught collective operation timeout.*?OpType=(\w+)|"
-        r"Timed out waiting \d+ms for (?:recv|send) operation|collective operation timeout",
-        "a collective operation between the GPUs ran into its timeout: one rank did not come",
-        "look in the log for the rank that is missing; a longer ddp_timeout helps where a rank was merely slow",
-    ),
-    _Case(
-        "nccl",
-        r"ncclUnhandledCudaError|ncclSystemError|ncclInternalError|ncclRemoteError|ncclInvalidUsage|NCCL error in|"
-        r"NCCL Error \d|NCCL WARN .*(?:fail|Error)|DistBackendError|gloo.*(?:Connection|timed out|failed)|"
-        r"Connection closed by peer|Connection reset by peer",
-        "the GPUs could not talk to each other",
-        "NCCL_DEBUG=INFO in the environment makes NCCL say why",
-    ),
-    _Case(
-        "bad_data",
-        r"(DatasetGenerationError|ArrowInvalid|JSONDecodeError|pyarrow\.lib\.\w+|Cannot find valid samples[^\n]*|"
-        r"Undefined dataset [^\n]*|Cannot open data file [^\n]*|KeyError: '(?:instruction|output|messages|"
-        r"conversations|prompt|chosen|rejected|text)'|UnicodeDecodeError[^\n]*)",
-        "the data could not be read: {0}",
-        "compare the file with dataset_info.json beside train.yaml, and look at the line that the log names",
-    ),
-    _Case(
-        "missing_model",
-        r"(We couldn't connect to '[^']*'|is not a local folder and is not a valid model identifier|"
-        r"Failed to load tokenizer|does not appear to have a file named [^\n]*|401 Client Error|GatedRepoError)",
-        "the model could not be loaded: {0}",
-        "download it first (hf download <model>), name a local folder as --model, or set HF_TOKEN for a gated model",
-    ),
-    _Case(
-        "bad_config",
-        r"(Some keys are not used by the HfArgumentParser: [^\n]*|Template [^\n]* does not exist|"
-        r"Output directory [^\n]*already exists and is not empty[^\n]*|Your setup doesn't support bf16/gpu[^\n]*)",
-        "the engine refused the configuration: {0}",
-        "change what it names in the plan's folder and run it again",
-    ),
-    _Case(
-        "cuda_error",
-        r"(CUDA error: (?!out of memory)[^\n]*|Xid \(|device-side assert triggered|uncorrectable ECC error)",
-        "the GPU reported an error: {0}",
-        "`nvidia-smi -q` and the kernel's log (dmesg) say whether the card is broken; CUDA_LAUNCH_BLOCKING=1 shows "
-        "which operation it was",
-    ),
-)
 
 # Of these only an exception's own line counts: libraries warn of what they can do without in the same words.
 _RAISED = frozenset({"missing_package", "bad_data", "missing_model", "bad_config"})
@@ -153,9 +65,10 @@ def diagnose(evidence: Evidence) -> Diagnosis | None:
     looks: tuple[Callable[[Evidence], Diagnosis | None], ...] = (
         _cuda_oom,
         _killed_for_memory,
-        lambda each: _by_case(each, _CASES),
+        lambda each: _by_case(each, CASES),
         _killed,
-        lambda each: _by_case(each, _LATER_CASES),
+        lambda each: _by_case(each, LOST_PEERS if each.nodes > 1 else ()),
+        lambda each: _by_case(each, LATER_CASES),
     )
     return next((found for look in looks if (found := look(evidence)) is not None), None) or _unknown(evidence)
 
@@ -303,7 +216,7 @@ def _root_exit(lines: Sequence[str]) -> tuple[int, int] | None:
     return (int(told[1]), int(told[2])) if told else None
 
 
-def _by_case(evidence: Evidence, cases: Sequence[_Case]) -> Diagnosis | None:
+def _by_case(evidence: Evidence, cases: Sequence[Case]) -> Diagnosis | None:
     for case in cases:
         for line in evidence.lines:
             found = re.search(case.pattern, line)
@@ -360,5 +273,5 @@ REMARKABLE = (
     b"Error", b"error:", b"Root Cause", b"Exception", b"Traceback", b"out of memory", b"exitcode", b"Signal",
     b"NCCL WARN", b"Watchdog", b"No space left", b"Killed", b"not found", b"couldn't connect", b"Undefined dataset",
     b'  File "',
-    b"ALLOC_FAILED", b"failed", b"killed",
+    b"ALLOC_FAILED", b"failed", b"killed", b"timed out", b"waiting for clients",
 )  # fmt: skip

@@ -17,7 +17,6 @@ from typing import Any
 
 from planner.errors import EXIT_FITS, EXIT_INTERRUPTED, EXIT_JOB_FAILED, PlannerError
 from planner.hardware.ask_nvml import MemoryMeter
-from planner.memory.result import Estimate
 from planner.run.attempt import Options, Preparation, Way
 from planner.run.background import in_background
 from planner.run.carry import fingerprint, first_way
@@ -28,8 +27,9 @@ from planner.run.job import Command, Job
 from planner.run.launch import Engine, start
 from planner.run.processes import mark_of
 from planner.run.progress import NON_FINITE_IN_A_ROW, Tracker
+from planner.run.promise import prediction, prediction_of, title_of
 from planner.run.read_plan import priced
-from planner.run.records import Attempt, Diagnosis, Prediction, Progress, Purpose, RunState, Status
+from planner.run.records import Attempt, Diagnosis, Progress, Purpose, RunState, Status
 from planner.run.sample import GpuSampler, HostSampler, oom_kills
 from planner.run.signals import stopped_by_signals
 from planner.run.state import LOG, RunFolder
@@ -112,7 +112,7 @@ class Supervisor:
         if way.change:
             self.setup = way.setup
             _, speed = priced(way.setup, job.plan.model, job.plan.machine)
-            self._save(healed=(way.change,), prediction=_prediction(way.estimate, speed))
+            self._save(healed=(way.change,), prediction=prediction(way.estimate, speed))
         purpose: Purpose = "rehearsal" if self._prepare.has_rehearsal() else "training"
         while True:
             diagnosis, lines = self._attempt(purpose, way)
@@ -155,7 +155,7 @@ class Supervisor:
         if decision.setup != self.setup:
             self._gpus.forget_peaks()
         self.setup = decision.setup
-        self._save(prediction=_prediction(estimate, speed))
+        self._save(prediction=prediction(estimate, speed))
         return Way(
             setup=decision.setup,
             estimate=estimate,
@@ -235,6 +235,7 @@ class Supervisor:
                 neighbours=tuple(f"{each['name'] or 'process'} {each['pid']}" for each in self._meter.holders()),
                 folder=str(self.job.folder),
                 step=watch.tracker.now.step,
+                nodes=self.job.plan.machine.nodes,
             )
         )
 
@@ -316,32 +317,6 @@ class Supervisor:
             processes=processes, progress=now, gpus=gpus, host=host,
             checkpoint=watch.checkpoint, status="stopping" if self.is_stopping else self.state.status,
         )  # fmt: skip
-
-
-def title_of(job: Job) -> str:
-    """``sft of Qwen2.5-7B by lora on 3x20GB``; a model of one's own by the name of its folder."""
-    where = job.plan.request.gpus or f"{job.plan.machine.world_size} x {job.plan.machine.smallest.name}"
-    model = job.plan.model.id.rstrip("/").rpartition("/")[2]
-    return f"{job.setup.stage} of {model} by {job.setup.method} on {'the CPU' if job.on_cpu else where}"
-
-
-def prediction_of(job: Job) -> Prediction:
-    """What the plan promises for the job as its files state it."""
-    return _prediction(job.estimate, job.speed)
-
-
-def _prediction(estimate: Estimate, speed: Any) -> Prediction:
-    return Prediction(
-        allocated_bytes=estimate.allocated_bytes,
-        device_bytes=estimate.device_bytes,
-        required_bytes=estimate.required_bytes,
-        capacity_bytes=estimate.capacity_bytes,
-        host_bytes=estimate.host_bytes,
-        tokens_per_s=speed.tokens_per_s if speed else None,
-        low_tokens_per_s=speed.low_tokens_per_s if speed else None,
-        high_tokens_per_s=speed.high_tokens_per_s if speed else None,
-        phases={name: parts.total for name, parts in estimate.phases.items()},
-    )
 
 
 def _hidden(value: Any, secrets: tuple[str, ...]) -> Any:

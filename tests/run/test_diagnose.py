@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from planner.run.diagnose import Evidence, diagnose
+from planner.run.logs import Tail
 from planner.run.nccl import remedy_for
 from planner.run.oom import find_oom
 from planner.units import GIB, MIB
@@ -51,8 +52,45 @@ def test_a_true_message(name: str, kind: str, told: str) -> None:
     assert found.next_step
 
 
+ELSEWHERE = {
+    "gloo_lost_peer": "a process on another machine ended, or the network to it broke",
+    "nccl_lost_peer": "a process on another machine ended, or the network to it broke",
+    "peer_never_came": "not all machines came to the rendezvous: Timed out after 9 seconds waiting for clients. 1/2",
+    "first_machine_absent": "the first machine was not reached: The client socket has timed out after 8000ms while",
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_on_several_machines_a_peer_that_is_gone_is_named_as_such(name: str) -> None:
+    found = diagnose(Evidence(exit_status=1, lines=lines(name), nodes=2))
+    assert found is not None
+    assert (found.kind, found.cause.startswith(ELSEWHERE[name])) == ("lost_peer", True), found.cause
+    alone = diagnose(Evidence(exit_status=1, lines=lines(name)))
+    assert alone is not None
+    assert alone.kind in ("nccl", "unknown")  # on one machine it is no other machine's fault
+
+
+def test_a_failure_of_this_machines_own_counts_before_the_peers_that_follow() -> None:
+    own = {"cuda_oom_new": "cuda_oom", "worker_sigkill": "killed", "missing_package": "missing_package"}
+    for name, kind in own.items():
+        found = diagnose(Evidence(exit_status=1, lines=[*lines("gloo_lost_peer")[:12], *lines(name)], nodes=2))
+        assert found is not None
+        assert found.kind == kind
+
+
+def test_a_lost_peer_is_kept_from_a_flood_of_other_lines() -> None:
+    tail = Tail()
+    for name in ELSEWHERE:
+        tail.add("\n".join(lines(name)).encode())
+    tail.add(b"step\n" * 10_000)
+    kept = tail.lines()
+    assert any("waiting for clients" in line for line in kept)
+    assert any("timed out after 8000ms" in line for line in kept)
+    assert any("reset by peer" in line for line in kept)
+
+
 def test_every_message_is_put_to_the_test() -> None:
-    tested = {argument[0] for mark in test_a_true_message.pytestmark for argument in mark.args[1]}  # type: ignore[attr-defined]
+    tested = set(ELSEWHERE) | {argument[0] for mark in test_a_true_message.pytestmark for argument in mark.args[1]}  # type: ignore[attr-defined]
     assert {path.stem for path in MESSAGES.glob("*.txt")} == tested
 
 

@@ -116,6 +116,25 @@ def test_a_true_out_of_memory_error_heals_and_resumes(place: Place) -> None:
     assert losses(folder) == [1, 2, 3, 4, 5, 6]
 
 
+def test_llamafactory_heals_on_two_processes(place: Place) -> None:
+    """Under ZeRO-2: plain DDP cannot resume on several CPU processes (docs/running.md); DeepSpeed has its own files."""
+    hook = place.path / "a hook for two"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(OUT_OF_MEMORY.replace("batch_size > 4", "batch_size > 2"))
+    folder = place.plan("heals-on-two", "--method", "lora", "--parallelism", "zero2", gpus=2)
+    path = f"{hook}{os.pathsep}{ROOT}"
+    state = place.run(folder, (*LLAMAFACTORY, "max_steps=6"), "--skip-worst-case", PYTHONPATH=path)
+    first, second = state.attempts
+    assert first.diagnosis is not None
+    assert first.diagnosis.kind == "cuda_oom"
+    assert second.resumed_from is not None
+    assert second.resumed_from.endswith("checkpoint-4")
+    assert (first.micro_batch_size, first.effective_batch, second.effective_batch) == (4, 8, 8)
+    assert second.micro_batch_size < 4
+    assert losses(folder) == [1, 2, 3, 4, 5, 6]
+    assert len(list((folder / "output" / "checkpoint-6").glob("global_step6/*optim_states.pt"))) == 2
+
+
 ENGINES = {
     "llamafactory full": ("place", 1, LLAMAFACTORY, "--method full --packing"),
     "llamafactory lora ddp": ("place", 2, LLAMAFACTORY, "--method lora"),
