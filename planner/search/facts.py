@@ -126,6 +126,12 @@ def _spec(name: str) -> Callable[[Facts], Any]:
     return lambda facts: getattr(facts.spec, name) if facts.spec else None
 
 
+def _length_over_positions(facts: Facts) -> int | None:
+    """How many times the model's own positions the samples are long, rounded down."""
+    positions = facts.spec.max_positions if facts.spec else None
+    return facts.setup.seq_len // positions if positions and facts.setup else None
+
+
 def _machine(name: str) -> Callable[[Facts], Any]:
     return lambda facts: getattr(facts.machine, name) if facts.machine else None
 
@@ -225,6 +231,7 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "model.architecture": lambda facts: None,
     "model.layers": _spec("layers"),
     "model.max_positions": _spec("max_positions"),
+    "model.length_over_positions": _length_over_positions,
     "model.learned_positions": lambda facts: bool(facts.spec.position_embeddings) if facts.spec else None,
     "model.is_moe": _spec("is_moe"),
     "model.quantized": _quantized("method"),

@@ -20,6 +20,7 @@ MEDIAN_BOUND = 0.0003
 ROW_BOUND = 0.005  # of every group that is not named below
 LIGER_EXPERTS = (0.015, "Liger's fused experts make gradients of their own, which are not programmed")
 BOUNDS = {
+    "qlora-int8-autocast": (0.015, "fp32 copies of Falcon's math path beside the inputs that 8-bit products keep"),
     "full-bf16-liger, experts": LIGER_EXPERTS,
     "full-bf16-liger-flce, experts": LIGER_EXPERTS,
     "full-fp32-autocast-liger, experts": LIGER_EXPERTS,

@@ -169,15 +169,21 @@ def test_no_published_run_is_refused() -> None:
         import measured_setups
     finally:
         sys.path.pop(0)
-    judged = 0
+    judged, unknown = 0, set()
     for row in measured_setups.rows():
         try:
             stated = setup_from_mapping(measured_setups.statement(row))
         except measured_setups.NotStatableError:
             continue
-        check(stated, resolve(stated.model), parse_machine(str(stated.gpus)))
+        try:
+            spec = resolve(stated.model)
+        except InputError:
+            unknown.add(stated.model)
+            continue
+        check(stated, spec, parse_machine(str(stated.gpus)))
         judged += 1
     assert judged > 400
+    assert unknown <= {"tencent/Hunyuan-0.5B-Instruct"}  # its config.json is not published anywhere that was read
 
 
 def test_sensible_setups_pass_without_a_word() -> None:
