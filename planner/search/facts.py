@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from planner.hardware.machine import Machine
+from planner.memory.kernels import sdpa_in_tiles
 from planner.model.spec import Block, ModelSpec
 from planner.rulebook.load import engine_rows
 from planner.training import FIELD_NAMES, Targets, TrainingSetup
@@ -124,6 +125,10 @@ def _attention(facts: Facts, name: str) -> Any:
 
 def _spec(name: str) -> Callable[[Facts], Any]:
     return lambda facts: getattr(facts.spec, name) if facts.spec else None
+
+
+def _sdpa_in_tiles(facts: Facts) -> bool:
+    return facts.spec is None or sdpa_in_tiles(facts.setup, facts.spec, facts.machine)
 
 
 def _length_over_positions(facts: Facts) -> int | None:
@@ -240,6 +245,7 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "model.kv_heads": lambda facts: _attention(facts, "kv_heads"),
     "model.kv_heads_over_tensor": _kv_heads_over_tensor,
     "model.head_dim": lambda facts: _attention(facts, "head_dim"),
+    "sdpa_in_tiles": _sdpa_in_tiles,
     "model.softcap": lambda facts: _attention(facts, "softcap"),
     "model.layers_over_freeze": _layers_over_freeze,
     "model.smallest_target_width": _smallest_target_width,

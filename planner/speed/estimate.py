@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from planner.hardware.machine import Gpu, Machine
+from planner.memory.kernels import sdpa_in_tiles
 from planner.model.spec import ModelSpec
 from planner.plan.plan import Speed
 from planner.speed.links import Paths, paths
@@ -46,6 +47,8 @@ def predict_speed(setup: TrainingSetup, spec: ModelSpec, machine: Machine, rates
     card = _card(setup, machine, rates)
     if card is None or setup.stage in GENERATING:
         return None
+    if setup.attention == "sdpa" and not sdpa_in_tiles(setup, spec, machine):
+        setup = setup.but(attention="eager")  # its math path stores and reads every score as eager attention does
     way = paths(machine, rates)
     work = token_work(setup, spec, rates)
     parts = _step_parts(setup, spec, machine, card, way, work, rates)

@@ -175,6 +175,8 @@ def test_no_published_run_is_refused() -> None:
             stated = setup_from_mapping(measured_setups.statement(row))
         except measured_setups.NotStatableError:
             continue
+        if "tiny-gpt2" in stated.model:
+            continue  # two numbers wide, for trying scripts out: no rank is below its width
         try:
             spec = resolve(stated.model)
         except InputError:
