@@ -18,6 +18,7 @@ from planner.units import GIB
 
 _DICT = re.compile(rb"\{'[^{}\r\n]*'[^{}\r\n]*\}")
 _BAR = re.compile(rb"(\d+)/(\d+) \[[0-9:?]+<")
+_RATES = (b"it/s", b"s/it")
 _KNOWN = ("loss", "eval_loss", "learning_rate", "epoch", "grad_norm", "train_loss")
 _MOST = re.compile(rb'"max_memory_allocated_bytes": (\d+)')
 NON_FINITE_IN_A_ROW = 3
@@ -34,7 +35,8 @@ class Tracker:
     has_log: bool = False
     _first: tuple[int, float] | None = None
     _bar: tuple[int, int] | None = None
-    _adopts: bool = False
+    _bars: dict[int, int] = field(default_factory=dict)  # every bar's newest state: of how many -> done
+    _waiting: dict[int, int] = field(default_factory=dict)  # the same when a loss was printed
 
     def log_line(self, text: str, at: float) -> dict[str, Any] | None:
         """One line of trainer_log.jsonl; None where it is none (half a line, or something else)."""
@@ -45,39 +47,55 @@ class Tracker:
         if not isinstance(entry, dict) or not isinstance(entry.get("current_steps"), int):
             return None
         if not self.has_log:  # what was printed of the same steps would count twice
-            self.has_log, self.now, self.sick = True, replace(self.now, losses=()), 0
+            self._begin_log(entry.get("total_steps"))
         self._step(entry["current_steps"], entry.get("total_steps"), at)
         if self.first_step is not None and 0 < entry["current_steps"] < self.first_step:
             self.first_step = entry["current_steps"]  # the bar was read first, and had gone on
         self._values(entry)
         return entry
 
+    def _begin_log(self, total: Any) -> None:
+        self.has_log, self.sick, self._waiting = True, 0, {}
+        self.now = replace(self.now, losses=())
+        if isinstance(total, int) and self.now.total_steps not in (None, total):  # another bar was taken for the run's
+            self.now = replace(self.now, step=None, total_steps=total, seconds_per_step=None)
+            self.first_step = self._first = None
+
     def output(self, chunk: bytes, at: float) -> list[dict[str, Any]]:
-        """Whole lines of the engine's output: dicts that it printed, and the newest state of its bar."""
-        found = [entry for entry in map(_printed, _DICT.findall(chunk)) if entry]
-        for entry in found:
-            self.marks += 1
-            if not self.has_log:
-                self._values(entry)
-                self._adopts = self.now.total_steps is None and "loss" in entry
+        """Whole lines of the engine's output, in their order: dicts that it printed, and the states of its bars."""
+        found = []
+        signs = [*_DICT.finditer(chunk), *(_BAR.finditer(chunk) if any(rate in chunk for rate in _RATES) else ())]
+        for sign in sorted(signs, key=re.Match.start):
+            entry = _printed(sign[0]) if sign.re is _DICT else None
+            if entry:
+                found.append(entry)
+                self._told(entry)
+            elif sign.re is _BAR:
+                self._count(int(sign[1]), int(sign[2]), at)
         most = _MOST.findall(chunk)
         if most:
             self.now = replace(self.now, allocated_bytes=_most(int(most[-1]), self.now.allocated_bytes))
-        bars = _BAR.findall(chunk) if b"it/s" in chunk or b"s/it" in chunk else []
-        if bars:
-            self._count(int(bars[-1][0]), int(bars[-1][1]), at)
         return found
+
+    def _told(self, entry: dict[str, Any]) -> None:
+        self.marks += 1
+        if self.has_log:
+            return
+        self._values(entry)
+        if self.now.total_steps is None and "loss" in entry:
+            self._waiting = dict(self._bars)
 
     def _count(self, done: int, of: int, at: float) -> None:
         """A bar counts steps where it has as many as the run; others (data, shards, evaluation) are signs of life.
 
-        Where nobody says how many there are, it is the bar that goes on after a loss was printed.
+        Where nobody says how many there are, it is the bar that had begun before a loss was printed, and goes on.
         """
         if (done, of) != self._bar:
             self.marks += 1
             self._bar = (done, of)
-        if self._adopts:
-            self._adopts, self.now = False, replace(self.now, total_steps=of)
+        self._bars[of] = done
+        if self._waiting.get(of, done) < done:
+            self._waiting, self.now = {}, replace(self.now, total_steps=of)
         if self.now.total_steps is not None and of == self.now.total_steps:
             self._step(done, of, at)
 

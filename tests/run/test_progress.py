@@ -39,7 +39,7 @@ def test_half_a_line_and_other_json_are_passed_by() -> None:
 
 def test_what_transformers_prints_as_strings() -> None:
     tracker = Tracker()
-    tracker.output(b"Map: 100%|#####| 9/9 [00:00<00:00, 90it/s]\n", at=0.0)
+    tracker.output(b"Map: 100%|#####| 9/9 [00:00<00:00, 90it/s]\n  0%|  | 0/4 [00:00<?, ?it/s]\r", at=0.0)
     tracker.output(b"{'loss': '6.254', 'grad_norm': '0.97', 'learning_rate': '2e-05', 'epoch': '0.06'}\n", at=1.0)
     tracker.output(b" 25%|##5    | 1/4 [00:00<00:01,  2.9it/s]\r 50%|#####  | 2/4 [00:00<00:01,  2.9it/s]\r", at=2.0)
     now = tracker.now
@@ -47,6 +47,32 @@ def test_what_transformers_prints_as_strings() -> None:
     assert (now.step, now.total_steps) == (2, 4)
     tracker.output(b"100%|#####| 3/3 [00:00<00:01,  2.9it/s]\n", at=3.0)  # an evaluation's bar counts no steps
     assert tracker.now.step == 2
+
+
+def test_a_bar_that_ended_before_a_loss_in_the_same_gulp_is_not_the_runs() -> None:
+    """Weights are loaded, a step is printed, and all of it is read at once: of 21 shards none is a step."""
+    loading = b"Loading weights: 100%|##| 21/21 [00:00<00:00, 11008.67it/s]\n"
+    tracker = Tracker()
+    tracker.output(b"Loading weights:   0%|  | 0/21 [00:00<?, ?it/s]\r" + loading + b"{'loss': 6.23}\n", at=1.0)
+    tracker.output(loading, at=2.0)  # another process's
+    assert (tracker.now.step, tracker.now.total_steps, tracker.now.loss) == (None, None, 6.23)
+
+
+def test_an_evaluations_bar_behind_the_runs_in_the_same_gulp_hides_no_step() -> None:
+    tracker = Tracker()
+    tracker.output(b"  0%|  | 0/8 [00:00<?, ?it/s]\r 25%|#| 2/8 [00:01<00:03, 2.0it/s]\r{'loss': 2.5}\n", at=1.0)
+    tracker.output(b" 50%|##| 4/8 [00:02<00:02, 2.0it/s]\r{'loss': 2.0}\n100%|##| 3/3 [00:00<00:00, 9.0it/s]\r", at=3.0)
+    assert (tracker.now.step, tracker.now.total_steps, tracker.first_step) == (4, 8, 4)
+
+
+def test_the_log_corrects_a_bar_that_was_taken_for_the_runs() -> None:
+    tracker = Tracker()
+    tracker.output(
+        b"{'loss': 2.5}\n  0%|  | 0/30 [00:00<?, ?it/s]\r{'loss': 2.5}\n 50%|#| 15/30 [0:01<0:01, 9it/s]\r", at=1.0
+    )
+    assert (tracker.now.step, tracker.now.total_steps) == (15, 30)
+    tracker.log_line(json.dumps(LOGGED), at=2.0)
+    assert (tracker.now.step, tracker.now.total_steps, tracker.first_step) == (5, 222, 5)
 
 
 def test_printed_lines_do_not_count_beside_the_log() -> None:
