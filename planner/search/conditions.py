@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from planner.search.facts import Facts
+from planner.search.facts import OF_THE_PLACE, Facts
 
 _PLACEHOLDER = re.compile(r"\{([a-z_.0-9]+)(!r)?\}")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -44,6 +44,11 @@ class Condition:
     op: str
     value: Any
     other: str | None
+
+    @property
+    def is_settled(self) -> bool:
+        """True if it reads nothing of the setup: model and machine alone decide it."""
+        return self.field in OF_THE_PLACE and (self.other is None or self.other in OF_THE_PLACE)
 
     def holds(self, facts: Facts) -> bool:
         """True if the condition is met."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -86,12 +86,12 @@ class _Index:
     def candidates(self, facts: Facts) -> Iterator[Rule]:
         """The rules that a setup could meet."""
         yield from self.always
-        for field, by_value in self.by_value.items():
-            found = by_value.get(facts.get(field))
+        for name, by_value in self.by_value.items():
+            found = by_value.get(facts.get(name))
             if found is not None:
                 yield from found
-        for field, rules in self.if_given.items():
-            if facts.get(field) is not None:
+        for name, rules in self.if_given.items():
+            if facts.get(name) is not None:
                 yield from rules
 
 
@@ -130,6 +130,44 @@ def _values(condition: Condition) -> tuple[Any, ...]:
     return tuple(condition.value) if condition.op == "in" else ()
 
 
+@dataclass(eq=False, repr=False)
+class Laws:
+    """The rules of one engine on one model and machine: what those settle is settled once, and what is left of each
+    rule is asked of every setup.
+    """
+
+    spec: ModelSpec
+    machine: Machine
+    _by_engine: dict[str, _Index] = field(default_factory=dict)
+
+    def broken(self, setup: TrainingSetup) -> Iterator[tuple[Rule, Facts]]:
+        """The rules that the setup meets, in the order of the index."""
+        facts = Facts(setup, self.spec, self.machine)
+        index = self._by_engine.get(setup.engine) or self._settled(setup)
+        return ((rule, facts) for rule in index.candidates(facts) if rule.met(facts))
+
+    def _settled(self, setup: TrainingSetup) -> _Index:
+        facts = Facts(setup, self.spec, self.machine)
+        whole = _index(setup.engine, of_files=False)
+        index = _Index(
+            tuple(_left(whole.always, facts)),
+            {name: {value: _left(rules, facts) for value, rules in by_value.items()}
+             for name, by_value in whole.by_value.items()},
+            {name: _left(rules, facts) for name, rules in whole.if_given.items()},
+        )  # fmt: skip
+        self._by_engine[setup.engine] = index
+        return index
+
+
+def _left(rules: Iterable[Rule], facts: Facts) -> list[Rule]:
+    """The rules that model and machine do not rule out, with the conditions that are still open."""
+    return [
+        replace(rule, when=tuple(each for each in rule.when if not each.is_settled))
+        for rule in rules
+        if all(each.holds(facts) for each in rule.when if each.is_settled)
+    ]
+
+
 def _met(facts: Facts, *, of_files: bool = False) -> Iterator[Rule]:
     index = _index(facts.setup.engine, of_files=of_files)
     return (rule for rule in index.candidates(facts) if rule.met(facts))
@@ -147,9 +185,24 @@ def violations(
 ) -> tuple[Violation, ...]:
     """Every rule that the setup meets, packages aside; forbidding ones first."""
     facts = Facts(setup, spec, machine)
-    found = [Violation(rule.id, fill(rule.reason, facts), rule.effect) for rule in _met(facts)]
-    kept = [violation for violation in found if violation.effect != "requires"]
-    return tuple(sorted(kept, key=lambda violation: violation.effect != "forbid"))
+    found = [_violation(rule, facts) for rule in _met(facts) if rule.effect != "requires"]
+    return tuple(sorted(found, key=lambda violation: violation.effect != "forbid"))
+
+
+def _violation(rule: Rule, facts: Facts) -> Violation:
+    return Violation(rule.id, fill(rule.reason, facts), rule.effect)
+
+
+def refusal_of(laws: Laws, setup: TrainingSetup, tolerated: frozenset[str]) -> str | None:
+    """The rule that keeps a setup from being recommended, a forbidding one before an unproven one; None if none does.
+
+    ``tolerated`` are unproven rules that the request itself meets.
+    """
+    found = [each for each in laws.broken(setup) if each[0].effect in ("forbid", "unproven")]
+    for rule, facts in sorted(found, key=lambda pair: pair[0].effect != "forbid"):
+        if rule.effect == "forbid" or rule.id not in tolerated:
+            return f"{fill(rule.reason, facts)} (rule {rule.id})"
+    return None
 
 
 def config_violations(

@@ -12,7 +12,7 @@ from planner.hardware.machine import Machine
 from planner.memory.result import Price
 from planner.model.spec import ModelSpec
 from planner.plan.plan import Speed
-from planner.search.constraints import violations
+from planner.search.constraints import Laws, refusal_of
 from planner.training import FIELD_NAMES, TrainingSetup
 from planner.units import show_gib
 
@@ -48,6 +48,7 @@ class Desk:
     _looked_at: list[TrainingSetup] = field(default_factory=list)
     _speeds: dict[Any, Speed | None] = field(default_factory=dict)
     _refusals: dict[Any, str | None] = field(default_factory=dict)
+    _laws: Laws | None = None
 
     @property
     def capacity_bytes(self) -> int:
@@ -125,11 +126,9 @@ class Desk:
         return self._prices[key]
 
     def _refused(self, setup: TrainingSetup) -> str | None:
-        for found in violations(setup, self.spec, self.machine):
-            forbidden = found.effect == "forbid"
-            if forbidden or (found.effect == "unproven" and found.rule_id not in self.tolerated):
-                return f"{found.sentence} (rule {found.rule_id})"
-        return None
+        if self._laws is None:
+            self._laws = Laws(self.spec, self.machine)
+        return refusal_of(self._laws, setup, self.tolerated)
 
 
 def host_refusal(price: Price, machine: Machine) -> str | None:

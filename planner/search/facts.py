@@ -251,3 +251,13 @@ DERIVED: dict[str, Callable[[Facts], Any]] = {
     "model.smallest_target_width": _smallest_target_width,
 }
 KNOWN_FIELDS: frozenset[str] = frozenset(FIELD_NAMES) | frozenset(DERIVED)
+# Facts of the model and the machine that ask nothing of the setup.
+_OF_BOTH = frozenset(
+    {
+        "model.kv_heads_over_tensor",
+        "model.layers_over_freeze",
+        "model.length_over_positions",
+        "model.smallest_target_width",
+    }
+)
+OF_THE_PLACE: frozenset[str] = frozenset(name for name in DERIVED if name.startswith(("machine.", "model."))) - _OF_BOTH

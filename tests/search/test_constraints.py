@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from planner.model.catalogue import resolve
 from planner.model.spec import Attention, Block, Mlp, ModelSpec, Moe, Quantized, Run
 from planner.rulebook.load import problems_in, read_rules
 from planner.rulebook.schema import ConstraintRow, EngineRow
-from planner.search.constraints import check, config_violations, required_packages, violations
-from planner.search.facts import KNOWN_FIELDS
+from planner.search.constraints import Laws, check, config_violations, refusal_of, required_packages, violations
+from planner.search.facts import KNOWN_FIELDS, OF_THE_PLACE, Facts
 from planner.training import TrainingSetup, setup_from_mapping
 from tests.search.world import KIND, SPEC, machine
 
@@ -287,3 +289,44 @@ def test_tensor_parallelism_without_zero_is_priced_and_not_recommended() -> None
     (found,) = [each for each in violations(cut, SPEC, machine(3)) if each.rule_id.startswith("lf-53b")][:1]
     assert (found.rule_id, found.effect) == ("lf-53b-tensor-parallel-zero", "unproven")
     assert not any(each.effect == "forbid" for each in violations(cut, SPEC, machine(3)) if "53b" in each.rule_id)
+
+
+@pytest.mark.parametrize("gpus", ["1xT4", "2xRTX4090", "8xH100-80GB"])
+@pytest.mark.parametrize("engine", ["llamafactory", "trl", "embedded"])
+def test_rules_settled_by_model_and_machine_refuse_what_all_rules_refuse(gpus: str, engine: str) -> None:
+    """What the search asks of each setup, against every rule read anew."""
+    where, refused = parse_machine(gpus), 0
+    for model in ("Qwen2.5-0.5B", "gemma-2-9b", "Mixtral-8x7B"):
+        spec = resolve(model)
+        laws = Laws(spec, where)
+        for fields in _many():
+            one = setup(model=model, engine=engine, **fields)
+            found = next((each for each in violations(one, spec, where) if each.effect in ("forbid", "unproven")), None)
+            said = None if found is None else f"{found.sentence} (rule {found.rule_id})"
+            assert refusal_of(laws, one, frozenset()) == said, fields
+            refused += said is not None
+    assert refused > 0
+
+
+def _many() -> Iterator[dict[str, Any]]:
+    methods = ({"method": "full"}, {"method": "lora"}, {"method": "dora"}, {"method": "qlora", "quantization_bit": 4})
+    for method, dtype, spread, kernels, length in product(
+        methods,
+        ("bf16", "fp16", "fp32"),
+        ({"parallelism": "none"}, {"parallelism": "zero3", "offload": "optimizer"}, {"parallelism": "fsdp2"}),
+        (
+            {"attention": "sdpa", "liger_kernel": True},
+            {"attention": "flash_attention_2"},
+            {"unsloth": True},
+            {"optim": "adamw_8bit"},
+        ),
+        (2048, 10**7),
+    ):
+        yield method | spread | kernels | {"compute_dtype": dtype, "seq_len": length}
+
+
+def test_facts_of_the_place_are_known_without_a_setup() -> None:
+    """Otherwise a rule would be settled by the first setup that is asked about."""
+    where = parse_machine("2xRTX4090")
+    for name in OF_THE_PLACE:
+        Facts(None, SPEC, where).get(name)  # type: ignore[arg-type] # a fact that reads the setup fails here
