@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from planner.errors import InputError
 from planner.hardware.machine import Machine
 from planner.memory.result import Estimate
 from planner.model.spec import ModelSpec
-from planner.plan.plan import Plan, Request
+from planner.plan.plan import AUTO_ENGINE, Plan, Request
 from planner.training import TrainingSetup
+
+if TYPE_CHECKING:
+    from planner.plan.make import Pricing
 
 ENGINES_WITH_RULES = frozenset({"llamafactory", "megatron"})
 
@@ -66,19 +71,32 @@ def plan(request: Request, machine: Machine | None = None) -> Plan:
 
 def make(request: Request, spec: ModelSpec, machine: Machine) -> Plan:
     """The plan, with what earlier runs on this machine told (planner.calibrate) where there were any."""
+    if request.engine == AUTO_ENGINE:
+        from planner.plan.among import plan_among
+
+        return plan_among(request, spec, machine, lambda engine: _pricing(machine, engine))
+    from planner.plan.make import make_plan
+
+    found = _pricing(machine, request.engine)
+    return make_plan(request, spec, machine, price=found.price, estimate=found.estimate, speed=found.speed)
+
+
+def _pricing(machine: Machine, engine: str) -> Pricing:
+    """The real prices, as this machine's history of the engine has narrowed them."""
     from functools import partial
 
     from planner.calibrate.recall import recall
-    from planner.plan.make import make_plan
+    from planner.memory.estimate import price
+    from planner.plan.make import Pricing
+    from planner.speed.estimate import predict_speed
 
-    local = recall(machine, request.engine)
+    local = recall(machine, engine)
     if local is None:
-        return make_plan(request, spec, machine)
+        return Pricing(price, predict_speed)
     from planner.calibrate.models import Models
 
-    told = Models(local)
-    explained = partial(told.estimate, replayed=False)  # as make_plan's own
-    return make_plan(request, spec, machine, price=told.price, estimate=explained, speed=told.speed)
+    known = Models(local)
+    return Pricing(known.price, known.speed, partial(known.estimate, replayed=False))  # as make_plan's own
 
 
 def probe() -> Machine:

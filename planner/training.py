@@ -239,6 +239,13 @@ def _ds_config(name: str, value: Any) -> dict[str, Any] | str:
     return _text(name, value)
 
 
+def _engine(name: str, value: Any) -> str:
+    text = _text(name, value)
+    if text == "auto":
+        raise InputError("engine auto compares engines, which only a plan does: name one here, such as llamafactory")
+    return text
+
+
 def _optional(read: Reader) -> Reader:
     return lambda name, value: None if value is None else read(name, value)
 
@@ -290,7 +297,7 @@ READERS: dict[str, Reader] = {
     "expert_parallel": _POSITIVE,
     "offload": _word(Offload),
     "ds_config": _optional(_ds_config),
-    "engine": _text,
+    "engine": _engine,
     "versions": _versions,
 }
 FIELD_NAMES: tuple[str, ...] = tuple(READERS)

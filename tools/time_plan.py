@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BARE = "import typer, rich.table, pydantic, jinja2, psutil"
-# Everything open: more than fifty thousand valid setups, each priced or excluded by a bound.
+# Everything open: more than a hundred thousand valid setups, each priced or excluded by a bound.
 WIDE = (
-    "--gpus", "8xA100-80GB", "--ram", "1TB", "--model", "7B", "--engine", "embedded", "--global-batch", "1024",
+    "--gpus", "8xA100-80GB", "--ram", "1TB", "--model", "7B", "--engine", "auto", "--global-batch", "1024",
     "--lora-ranks", "8,64", "--allow",
     "flash-attention-2,fsdp2,zero1,adamw-8bit,paged-adamw-8bit,pure-bf16,dora,qlora-8bit,offload-nvme",
 )  # fmt: skip

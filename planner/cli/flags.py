@@ -54,7 +54,10 @@ STAGE = _setup("stage", "STAGE", JOB, "pt sft rm dpo kto orpo simpo ppo grpo (de
 SEQ_LEN = _setup("seq_len", "TOKENS", JOB, "tokens per sample (default: 2048)")
 GPUS = Flag(name="gpus", value="3x20GB", panel=HARDWARE, help="also 1xA100-80GB, 2x8xH100-80GB, 2xRTX3090,1xRTX4090")
 ENGINE_FLAG = _setup(
-    "engine", "ENGINE", ENGINE, "llamafactory megatron transformers trl axolotl ... (default: llamafactory)"
+    "engine",
+    "ENGINE",
+    ENGINE,
+    "llamafactory megatron transformers trl axolotl ...; in plans auto: the best (default: llamafactory)",
 )
 _DTYPES = "bf16 fp16 fp32 (default: the engine's)"
 

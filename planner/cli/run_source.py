@@ -127,8 +127,11 @@ def _planned(values: dict[str, Any]) -> Source:
     """Plan as `plan` does and write the folder. Raises NothingFitsError, InputError."""
     from planner.cli.commands.plan import plan_from, written_folder
     from planner.cli.io import say
+    from planner.plan.plan import AUTO_ENGINE
     from planner.targets.choose import engine_name
 
+    if values["engine"] == AUTO_ENGINE:  # what is installed decides, as without the flag
+        values = values | {"engine": None}
     choosing = _Choosing(values)
     asked = values["engine"]
     made = plan_from(values, settled=choosing)

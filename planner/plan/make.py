@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from planner.errors import InputError
@@ -19,7 +19,7 @@ from planner.search.desk import Desk, PriceFunction, SpeedFunction
 from planner.search.pareto import pareto_front
 from planner.search.report import Teller
 from planner.search.table import Tabler
-from planner.search.team import search_machine, why_these
+from planner.search.team import Found, search_machine, why_these
 from planner.training import TrainingSetup
 
 EstimateFunction = Callable[..., Estimate]
@@ -40,10 +40,31 @@ def make_plan(
     raised: ``chosen`` is None, and ``nearest_miss`` and ``remedies`` say more. Raises InputError for rungs that do
     not exist, contradictions, and a request that the rules forbid whatever the class.
     """
-    whole, best = search_machine(request, spec, machine, price or _real_price(), speed or _real_speed())
+    pricing = Pricing(price or _real_price(), speed or _real_speed(), estimate)
+    return told(request, searched(request, spec, machine, pricing), pricing)
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """What a search asks for bytes and speed; ``estimate`` None is the real one."""
+
+    price: PriceFunction
+    speed: SpeedFunction
+    estimate: EstimateFunction | None = None
+
+
+def searched(request: Request, spec: ModelSpec, machine: Machine, pricing: Pricing) -> tuple[Found, Found]:
+    """The search on the whole machine, and the best one; raises as ``make_plan`` does."""
+    whole, best = search_machine(request, spec, machine, pricing.price, pricing.speed)
     _refuse_impossible(whole.outcome)
+    return whole, best
+
+
+def told(request: Request, searches: tuple[Found, Found], pricing: Pricing) -> Plan:
+    """A search told as a plan."""
+    whole, best = searches
     desk, outcome = best.desk, best.outcome
-    tabler = Tabler(desk, outcome, _explainer(spec, desk.machine, estimate), Rivals(desk, outcome.terms))
+    tabler = Tabler(desk, outcome, _explainer(desk.spec, desk.machine, pricing.estimate), Rivals(desk, outcome.terms))
     plan = _plan(desk, outcome, tabler)
     reasons = (*plan.reasons, *why_these(whole, best))
     return replace(plan, request=request, reasons=reasons, space=census(desk, outcome))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from planner.data.lengths import Lengths
 
 MOST_RANKS = 16
+AUTO_ENGINE = "auto"
 Objective = Literal["quality", "speed", "memory"]
 Profile = Literal["conservative", "recommended", "aggressive"]
 MethodClass = Literal["full", "lora", "qlora", "other"]
@@ -25,7 +26,8 @@ MethodClass = Literal["full", "lora", "qlora", "other"]
 class Request:
     """What the user asked for. ``pinned`` holds the setup fields given explicitly: no rung may change them.
 
-    ``method`` None is auto. ``global_batch`` counts sequences per optimizer step over all ranks; ``lora_ranks`` are
+    ``method`` None is auto, and so is ``engine`` "auto": every engine that `plan run` starts by itself is compared.
+    ``global_batch`` counts sequences per optimizer step over all ranks; ``lora_ranks`` are
     ranks to choose from, where adapters are trained. Rungs may be any collection of ids, or one comma list; ``data`` is
     a path, or a comma list of paths that ``mix_strategy`` and ``interleave_probs`` (LLaMA-Factory's names) mix. Raises
     InputError naming the field; what only the model and the ladder can tell is checked when the plan is made.
@@ -138,6 +140,21 @@ class Census:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineReport:
+    """What one engine would do at its best, where the engine was left open. ``problem``: why it cannot do what was
+    asked for; the other fields are then None. ``valid`` counts its setups.
+    """
+
+    engine: str
+    verdict: Verdict | None = None
+    method_class: MethodClass | None = None
+    required_bytes: int | None = None
+    tokens_per_s: float | None = None
+    valid: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RungReport:
     """One rung of the walk: applied or why not, required bytes before and after, the slowdown it costs."""
 
@@ -175,6 +192,7 @@ class Plan:
     remedies: tuple[str, ...] = ()
     pareto: tuple[FrontPoint, ...] = ()
     space: Census | None = None
+    engines: tuple[EngineReport, ...] = ()
     data: Lengths | None = None
     folder: str | None = None
     files: tuple[str, ...] = ()

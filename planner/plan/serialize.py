@@ -24,6 +24,7 @@ def plan_to_dict(
         "alternatives": [configuration_to_dict(each) for each in plan.alternatives],
         "pareto": [_front_point(point) for point in plan.pareto],
         "space": plain(plan.space),
+        "engines": [plain(each) for each in plan.engines],
         "ladder": [_rung(report) for report in plan.ladder],
         "reasons": list(plan.reasons),
         "data": plan.data.to_dict() if plan.data else None,

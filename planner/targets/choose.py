@@ -93,20 +93,23 @@ def choose_engine(installed: Mapping[str, str], setup: TrainingSetup, stage: str
 
 def _lack(engine: str, installed: Mapping[str, str], setup: TrainingSetup, stage: str) -> str | None:
     """Why an engine cannot run the setup, None where it can: what it never does first, then what is not installed."""
-    row = engine_rows()[engine]
-    for kind, value, known in (
-        ("stage", stage, row["stages"]),
-        ("method", setup.method, row["methods"]),
-        ("parallelism", setup.parallelism or "none", row["parallelism"]),
-    ):
-        if value not in known:
-            return f"has no {kind} {value}"
+    never = never_runs(engine, stage, setup.method, setup.parallelism or "none")
+    if never is not None:
+        return never
     if engine in PACKAGES and engine not in installed:
         return "is not installed"
     missing = [name for name in (*NEEDS[engine], *packages_beside(setup)) if name not in installed]
     if missing:
         return f"lacks {', '.join(missing)}"
     return _too_old(installed["trl"]) if engine == "trl" else None
+
+
+def never_runs(engine: str, stage: str, method: str | None, parallelism: str | None) -> str | None:
+    """What of it an engine does not have, whatever is installed; None if it has all. None as a value is left open."""
+    row = engine_rows()[engine]
+    asked = {"stage": (stage, "stages"), "method": (method, "methods"), "parallelism": (parallelism, "parallelism")}
+    lacking = (f"has no {kind} {value}" for kind, (value, known) in asked.items() if value and value not in row[known])
+    return next(lacking, None)
 
 
 def _too_old(text: str) -> str | None:
@@ -128,9 +131,9 @@ def packages_beside(setup: TrainingSetup) -> tuple[str, ...]:
     return tuple(name for name, is_needed in needed.items() if is_needed)
 
 
-_MERITS = {
-    "llamafactory": "it is installed and has the most stages, methods and launchers for quick fine-tuning",
-    "trl": "it is installed and has this stage",
+MERITS = {
+    "llamafactory": "it has the most stages, methods and launchers for quick fine-tuning",
+    "trl": "it has this stage",
     "embedded": "it needs torch, transformers and accelerate only, and lies in the folder itself",
 }
 
@@ -139,7 +142,8 @@ def _because(value: str, lacks: Mapping[str, str | None], stage: str) -> str:
     """The merit of the choice, and what the engines before it lack."""
     passed = [f"{engine_name(engine)} {lack}" for engine, lack in lacks.items() if lack is not None]
     before = passed[: list(lacks).index(value)]
-    return _MERITS[value] + (f" ({'; '.join(before)})" if before else "")
+    merit = MERITS[value] if value == "embedded" else MERITS[value].replace("it has", "it is installed and has", 1)
+    return merit + (f" ({'; '.join(before)})" if before else "")
 
 
 def _beyond(gpus: int) -> str:

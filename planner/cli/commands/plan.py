@@ -87,7 +87,7 @@ def request_from(values: dict[str, Any]) -> Request:
     from planner.cli.io import open_setup_values
     from planner.data.mixing import mixing
     from planner.emit.dataset import joined
-    from planner.plan.plan import Request
+    from planner.plan.plan import AUTO_ENGINE, Request
     from planner.training import setup_from_mapping
 
     if not values["model"]:
@@ -99,6 +99,9 @@ def request_from(values: dict[str, Any]) -> Request:
     method = None if values["method"] in (None, "auto") else values["method"]
     mix = mixing(values["mix_strategy"], values["interleave_probs"])
     fixed = {name: values[name] for name in ("model", "stage", "seq_len", "engine") if values[name] is not None}
+    is_open = fixed.get("engine") == AUTO_ENGINE
+    if is_open:
+        del fixed["engine"]
     setup = setup_from_mapping(fixed | pins | ({"method": method} if method else {}), place="plan")
     return Request(
         model=setup.model,
@@ -106,7 +109,7 @@ def request_from(values: dict[str, Any]) -> Request:
         method=method,
         seq_len=setup.seq_len,
         global_batch=count(values["global_batch"], default=64, place="--global-batch"),
-        engine=setup.engine,
+        engine=AUTO_ENGINE if is_open else setup.engine,
         objective=_objective(values["objective"]),
         allow=comma_list(values["allow"]),
         require=comma_list(values["require"]),
