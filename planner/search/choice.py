@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from planner.search.desk import Desk
 from planner.search.walk import Terms
-from planner.speed.estimate import recomputed
+from planner.speed.work import recomputed
 from planner.training import TrainingSetup
 
 # What a setup must promise before it takes the place of one that needs less memory. Within one way of sharding the

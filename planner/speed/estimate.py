@@ -6,15 +6,16 @@ when the constants were fitted, is what tools/calibrate_speed.py prints. Other c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from planner.hardware.machine import Gpu, Machine
 from planner.memory.kernels import sdpa_in_tiles
 from planner.model.spec import ModelSpec
 from planner.plan.plan import Speed
+from planner.speed.exchange import expert_traffic_s, ring_traffic_s, tensor_traffic_s
 from planner.speed.links import Paths, paths
 from planner.speed.rates import Rates, shipped
-from planner.speed.work import TokenWork, token_work
+from planner.speed.work import TokenWork, recomputed, token_work
 from planner.training import OPTIMIZER_OFFLOADS, PARAM_OFFLOADS, TrainingSetup
 
 GENERATING = frozenset({"ppo", "grpo"})
@@ -126,8 +127,9 @@ def _step_parts(
     arithmetic = micro["arithmetic"] + micro["memory traffic"]
     launches = max(0.0, micro["kernel launches"] - arithmetic)
     hidden = rates.overlap * (arithmetic + launches)
-    links = _exposed_s(_micro_traffic_s(setup, spec, machine, way, work), hidden, rates)
-    links += _collectives_s(setup, spec, machine, rates) + tensor_traffic_s(setup, spec, machine, rates)
+    beside = _micro_traffic_s(setup, spec, machine, way, work) + ring_traffic_s(setup, spec, machine, rates)
+    links = _exposed_s(beside, hidden, rates) + _collectives_s(setup, spec, machine, rates)
+    links += tensor_traffic_s(setup, spec, machine, rates) + expert_traffic_s(setup, spec, machine, rates)
     filled = steps + setup.pipeline_parallel - 1  # a stage idles while the others fill and drain (GPipe, 1F1B)
     once = _step_traffic_s(setup, machine, way, work)
     if _parallelism(setup, machine) == "ddp":  # reduced during the last backward pass; ZeRO gathers when all is done
@@ -169,17 +171,6 @@ def _micro_parts(setup: TrainingSetup, layers: int, card: _Card, work: TokenWork
     }
 
 
-def recomputed(setup: TrainingSetup, layers: int) -> float:
-    """Part of the forward pass that backward runs again, in a model of so many layers."""
-    if setup.gradient_checkpointing is True:
-        return 1.0
-    if setup.gradient_checkpointing is False:
-        return 0.0
-    if setup.gradient_checkpointing == "selective":
-        return 0.15
-    return layers // int(setup.gradient_checkpointing) / max(1, layers)
-
-
 def _dequantized_bytes(setup: TrainingSetup, work: TokenWork) -> float:
     """Bytes moved to restore the 16-bit weights once: read packed, write and read 16 bits."""
     if setup.quantization_bit is None:
@@ -219,23 +210,6 @@ def _collectives_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, rate
 def _cut(setup: TrainingSetup) -> int:
     """GPUs that hold different parts of the weights, apart from sharding."""
     return setup.tensor_parallel * setup.pipeline_parallel
-
-
-def tensor_traffic_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, rates: Rates) -> float:
-    """Seconds of a micro batch that tensor parallelism waits for: two all-reduces of a layer's output in forward, two
-    of its input's gradient in backward, and those of the recomputation; nothing runs beside them.
-
-    An all-reduce moves 2 (t - 1) / t of its b x s x h elements of 16 bit over a ring of t GPUs, within a node where t
-    GPUs are. Source: Megatron-LM, arXiv 1909.08053, section 3. Leaves out: the loss's sums of a few bytes a token.
-    """
-    size = setup.tensor_parallel
-    if size == 1:
-        return 0.0
-    near = replace(machine, nodes=1) if size <= machine.gpus_per_node else machine
-    tokens = setup.seq_len * setup.micro_batch_size * setup.sequences_per_sample / setup.context_parallel
-    moved = 2.0 * (size - 1) / size * 2 * tokens * spec.hidden
-    each = moved / paths(near, rates).between_gpus + rates.collective_seconds + (size - 1) * rates.hop_seconds
-    return 2 * (2 + recomputed(setup, spec.layers)) * spec.layers / setup.pipeline_parallel * each
 
 
 def _step_traffic_s(setup: TrainingSetup, machine: Machine, way: Paths, work: TokenWork) -> float:

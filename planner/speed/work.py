@@ -62,6 +62,17 @@ def token_work(setup: TrainingSetup, spec: ModelSpec, rates: Rates) -> TokenWork
     )
 
 
+def recomputed(setup: TrainingSetup, layers: int) -> float:
+    """Part of the forward pass that backward runs again, in a model of so many layers."""
+    if setup.gradient_checkpointing is True:
+        return 1.0
+    if setup.gradient_checkpointing is False:
+        return 0.0
+    if setup.gradient_checkpointing == "selective":
+        return 0.15
+    return layers // int(setup.gradient_checkpointing) / max(1, layers)
+
+
 def trained_parameters(setup: TrainingSetup, spec: ModelSpec) -> int:
     """Trained elements, near enough for speed (a freeze run counts whole layers only)."""
     if setup.is_adapter:

@@ -25,7 +25,8 @@ from planner.search.constraints import violations
 from planner.search.desk import Desk
 from planner.search.rungs import load_ladder
 from planner.search.walk import Terms, settle
-from planner.speed.estimate import predict_speed, recomputed
+from planner.speed.estimate import predict_speed
+from planner.speed.work import recomputed
 from planner.training import TrainingSetup
 
 REQUESTS = 200

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from planner.hardware.parse import parse_machine
 from planner.model.catalogue import resolve
-from planner.speed.estimate import predict_speed, tensor_traffic_s
+from planner.speed.estimate import predict_speed
+from planner.speed.exchange import expert_traffic_s, ring_traffic_s, tensor_traffic_s
 from planner.speed.links import paths
 from planner.speed.rates import shipped
 from planner.training import TrainingSetup
@@ -161,12 +162,41 @@ def test_tensor_parallelism_waits_for_its_links() -> None:
         return tensor_traffic_s(setup.but(**fields), resolve(setup.model), parse_machine(gpus), shipped())
 
     over = paths(parse_machine("4xRTX4090"), shipped()).between_gpus
-    waits = shipped().collective_seconds + 3 * shipped().hop_seconds
+    waits = shipped().links["latency_seconds"] + 3 * shipped().hop_seconds
     assert seconds("4xRTX4090") == pytest.approx(6 * 32 * (1.5 * 2 * 2048 * 4096 / over + waits))
     assert seconds("4xRTX4090") > 5 * seconds("4xH100-80GB")
     assert seconds("4x4xH100-80GB") == seconds("4xH100-80GB")  # it stays within a node
     assert seconds("4xRTX4090", tensor_parallel=1) == 0
     assert rate("4xH100-80GB", tensor_parallel=4) < rate("4xH100-80GB")
+
+
+def test_keys_and_values_go_round_the_ring() -> None:
+    """Of 4 chunks of 2,048 tokens 3 pass by, once forward, twice back, once recomputed."""
+    setup = TrainingSetup(model="Meta-Llama-3-8B", context_parallel=4, seq_len=8192)
+
+    def seconds(gpus: str, **fields: Any) -> float:
+        return ring_traffic_s(setup.but(**fields), resolve(setup.model), parse_machine(gpus), shipped())
+
+    over = paths(parse_machine("4xRTX4090"), shipped()).between_gpus
+    assert seconds("4xRTX4090") == pytest.approx(4 * 3 * 32 * 2 * 2 * 2048 * 1024 / over)
+    assert seconds("4xRTX4090", gradient_checkpointing=False) == pytest.approx(0.75 * seconds("4xRTX4090"))
+    assert seconds("4xRTX4090", context_parallel=1) == 0
+    assert rate("2x1xH100-80GB", context_parallel=2) < rate("1x2xH100-80GB", context_parallel=2)
+
+
+def test_tokens_travel_to_their_experts_and_back() -> None:
+    """Mixtral: two of 4,096 elements a token and layer, there and back, and half of them stay on two GPUs."""
+    setup = TrainingSetup(model="Mixtral-8x7B", expert_parallel=2)
+
+    def seconds(gpus: str, **fields: Any) -> float:
+        return expert_traffic_s(setup.but(**fields), resolve(setup.model), parse_machine(gpus), shipped())
+
+    over = paths(parse_machine("2xH100-80GB"), shipped()).between_gpus
+    waits = shipped().links["latency_seconds"] + shipped().hop_seconds
+    assert seconds("2xH100-80GB") == pytest.approx(6 * 32 * (2 * 2048 * 2 * 4096 / 2 / over + waits))
+    assert seconds("2x1xH100-80GB") > 2 * seconds("2xH100-80GB")
+    assert expert_traffic_s(setup, resolve("Meta-Llama-3-8B"), parse_machine("2xH100-80GB"), shipped()) == 0
+    assert rate("2xH100-80GB", model="Mixtral-8x7B", expert_parallel=2) < rate("2xH100-80GB", model="Mixtral-8x7B")
 
 
 def test_a_pipeline_fills_and_drains() -> None:
