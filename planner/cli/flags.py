@@ -52,7 +52,12 @@ def _setup(name: str, value: str | None, panel: str, text: str, *, rare: bool = 
 MODEL = _setup("model", "NAME", JOB, "catalogue name, Hugging Face id, 7B, a folder or its config.json")
 STAGE = _setup("stage", "STAGE", JOB, "pt sft rm dpo kto orpo simpo ppo grpo (default: sft)")
 SEQ_LEN = _setup("seq_len", "TOKENS", JOB, "tokens per sample (default: 2048)")
-GPUS = Flag(name="gpus", value="3x20GB", panel=HARDWARE, help="also 1xA100-80GB, 2x8xH100-80GB, 2xRTX3090,1xRTX4090")
+GPUS = Flag(
+    name="gpus",
+    value="3x20GB",
+    panel=HARDWARE,
+    help="also 1xA100-80GB, 2x8xH100-80GB, 2xRTX3090,1xRTX4090, A100-80GB:3g.40gb",
+)
 ENGINE_FLAG = _setup(
     "engine",
     "ENGINE",

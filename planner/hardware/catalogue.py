@@ -91,6 +91,12 @@ def rows() -> tuple[Row, ...]:
     return tuple(read_rules("gpus")["gpu"])
 
 
+@cache
+def slices() -> tuple[Row, ...]:
+    """Every ``[[slices]]`` of rules/gpus.toml: the MIG profiles of cards."""
+    return tuple(read_rules("gpus").get("slices", ()))
+
+
 def socs(row: Row) -> list[str]:
     """Systems on a chip that have this GPU, as a device tree names them."""
     found: list[str] = _architectures()[row["architecture"]].get("soc", [])

@@ -8,6 +8,7 @@ from typing import Any
 from planner.hardware.catalogue import PCIE_LANE_BYTES_PER_S
 from planner.hardware.identify import identify, identify_shared, name_of_chip, without_slice
 from planner.hardware.machine import Gpu, GpuKind, Holder, Links, Machine
+from planner.hardware.slices import slice_named
 from planner.hardware.visible import Device, Seen, visible_devices
 from planner.units import MIB, show_gib
 
@@ -57,7 +58,7 @@ def _gpu(device: Device, host: Answer) -> Gpu | None:
     """One device; without memory of its own it has the host's, as much as is free of that."""
     raw, card = device.raw, device.card
     total, free = raw.get("total_bytes"), raw.get("free_bytes")
-    kind = None if device.is_slice else _kind(card, host)
+    kind = _slice(device) if device.is_slice else _kind(card, host)
     if kind is not None and kind.unified and total is None:
         total, free = _ram(host)
     capacity = next((size for size in (free, total, kind.memory_bytes if kind else None) if size is not None), None)
@@ -76,6 +77,13 @@ def _gpu(device: Device, host: Answer) -> Gpu | None:
         mig=device.is_slice,
         holders=tuple(_holder(process) for process in raw.get("processes") or ()),
     )
+
+
+def _slice(device: Device) -> GpuKind | None:
+    """By the card that the driver's name starts with, and the profile that it ends with."""
+    card = device.card
+    whole = identify(without_slice(card.get("name") or ""), card.get("total_bytes"))
+    return slice_named(device.raw.get("name") or "", whole)
 
 
 def _kind(card: Answer, host: Answer) -> GpuKind | None:

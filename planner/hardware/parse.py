@@ -1,7 +1,7 @@
 """``3x20GB``, ``2xRTX4090``, ``2x8xH100-80GB``, ``2xRTX3090,1xRTX4090`` -> Machine, and back.
 
     text  = group { "," group }
-    group = [ count "x" [ count "x" ] ] ( size | name )      two counts: nodes x GPUs of each
+    group = [ count "x" [ count "x" ] ] ( size | name [ ":" MIG profile ] )      two counts: nodes x GPUs of each
 
 Nothing is probed: RAM and links that are not given stay unknown.
 """
@@ -83,10 +83,11 @@ def format_gpus(machine: Machine) -> str:
 
 
 def _word(gpu: Gpu) -> str:
-    if gpu.kind is not None and not gpu.mig:
+    if gpu.kind is not None:
         from planner.hardware.catalogue import name_for_flags
+        from planner.hardware.slices import slice_for_flags
 
-        return name_for_flags(gpu.kind.id)
+        return (slice_for_flags if gpu.mig else name_for_flags)(gpu.kind.id)
     if gpu.nominal_bytes is None:
         return f"{-(-(gpu.total_bytes or gpu.capacity_bytes) // GIB)}GB"
     return _size_text(gpu.nominal_bytes)
@@ -142,8 +143,9 @@ def _readable(text: str) -> bool:
     if _is_bare_number(text) and len(text) < 3:  # 20 is a forgotten unit, 4090 a card
         return False
     from planner.hardware.catalogue import knows
+    from planner.hardware.slices import names_slice
 
-    return knows(text)
+    return knows(text) or names_slice(text)
 
 
 def _is_bare_number(text: str) -> bool:
@@ -217,8 +219,10 @@ def _anonymous(size: str, index: int) -> Gpu:
 
 def _named(name: str, index: int) -> Gpu:
     from planner.hardware.catalogue import find_gpu
+    from planner.hardware.slices import find_slice, names_slice
 
-    found = find_gpu(name)
+    is_slice = names_slice(name)
+    found = find_slice(name) if is_slice else find_gpu(name)
     reserve = 0 if found.memory_reported else reserve_bytes(found.memory_bytes)
     reserve += found.system_bytes or 0
     return Gpu(
@@ -230,6 +234,7 @@ def _named(name: str, index: int) -> Gpu:
         nominal_bytes=found.nominal_bytes,
         reserve_bytes=reserve,
         compute_capability=found.compute_capability,
+        mig=is_slice,
     )
 
 
@@ -251,7 +256,7 @@ def _assumptions(groups: Sequence[_Group], gpus: Sequence[Gpu]) -> tuple[str, ..
 def _reading(name: str) -> str | None:
     from planner.hardware.catalogue import reading
 
-    return reading(name)
+    return reading(name.partition(":")[0])
 
 
 def _assumed(gpu: Gpu) -> list[str]:

@@ -73,6 +73,24 @@ class GpuRow(_Row):
     checked: date
 
 
+class ProfileRow(_Row):
+    """One MIG profile: its name, what the driver gives a slice of it, and its multiprocessors."""
+
+    name: Annotated[str, Field(pattern=r"^[1-7]g\.\d+gb$")]
+    gib: Positive
+    sms: Annotated[int, Field(ge=1)]
+
+
+class SlicesRow(_Row):
+    """One ``[[slices]]``: the MIG profiles of cards that are cut alike, of so many multiprocessors."""
+
+    cards: Annotated[list[str], Field(min_length=1)]
+    sms: Annotated[int, Field(ge=1)]
+    profiles: Annotated[list[ProfileRow], Field(min_length=1)]
+    source: Annotated[str, Field(min_length=8)]
+    checked: date
+
+
 def problems(document: Mapping[str, Any]) -> list[str]:
     """Everything wrong with a gpus.toml document, one line each: ``gpus.toml: gpu 'id': field: what``."""
     found = _unknown_tables(document)
@@ -81,6 +99,8 @@ def problems(document: Mapping[str, Any]) -> list[str]:
         for index, row in enumerate(rows):
             found += _row_problems(table, index, row, model)
         found += _repeated(table, (str(row.get("id")) for row in rows))
+    for index, row in enumerate(document.get("slices", [])):
+        found += _row_problems("slices", index, row, SlicesRow)
     return found + _cross_problems(document)
 
 
@@ -92,7 +112,7 @@ def validate(document: Mapping[str, Any]) -> None:
 
 
 def _unknown_tables(document: Mapping[str, Any]) -> list[str]:
-    known = ("architecture", "gpu")
+    known = ("architecture", "gpu", "slices")
     return [f"{FILE}: table {name!r} is not known{_offer(name, known)}" for name in document if name not in known]
 
 
@@ -136,6 +156,20 @@ def _cross_problems(document: Mapping[str, Any]) -> list[str]:
             extra = set(row.get("tflops", {})) - set(architecture.get("dtypes", []))
             found += [f"{place}: tflops.{dtype}: its architecture does not compute it" for dtype in sorted(extra)]
         found += _memory_problems(place, row) + _name_clashes(place, row, seen)
+    return found + _slices_problems(document)
+
+
+def _slices_problems(document: Mapping[str, Any]) -> list[str]:
+    """Slices of cards that are there, smaller than the card."""
+    sizes = {row.get("id"): row.get("memory", {}).get("gib", 0) for row in document.get("gpu", [])}
+    found = []
+    for index, row in enumerate(document.get("slices", [])):
+        place = f"{FILE}: slices number {index + 1}"
+        for card in row.get("cards", []):
+            if card not in sizes:
+                found.append(f"{place}: cards: {card!r} is no gpu's id{_offer(str(card), map(str, sizes))}")
+            elif any(profile.get("gib", 0) > sizes[card] for profile in row.get("profiles", [])):
+                found.append(f"{place}: profiles: one is larger than {card!r}")
     return found
 
 

@@ -48,6 +48,6 @@ def _by_speed(gpus: tuple[Gpu, ...]) -> Iterator[tuple[Gpu, ...]]:
 
 
 def _tflops(gpu: Gpu) -> float | None:
-    """Dense 16-bit throughput; the index alone tells cards apart, and MIG slices have no rate of their own."""
-    rates = gpu.kind.dense_tflops if gpu.kind is not None and not gpu.mig else {}
+    """Dense 16-bit throughput; the index alone tells cards apart."""
+    rates = gpu.kind.dense_tflops if gpu.kind is not None else {}
     return rates.get("bf16") or rates.get("fp16")

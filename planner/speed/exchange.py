@@ -26,7 +26,7 @@ def tensor_traffic_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, ra
     if size == 1:
         return 0.0
     moved = 2.0 * (size - 1) / size * HALF * _tokens(setup) * spec.hidden
-    each = moved / _rate(machine, size, rates) + rates.links["latency_seconds"] + (size - 1) * rates.hop_seconds
+    each = moved / _rate(machine, size, rates) + _latency_s(size, rates)
     return 2 * (2 + recomputed(setup, spec.layers)) * spec.layers / setup.pipeline_parallel * each
 
 
@@ -59,7 +59,7 @@ def expert_traffic_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, ra
     passes = 2 * (2 + recomputed(setup, spec.layers))
     moved = passes * HALF * _tokens(setup) / setup.tensor_parallel * sent * spec.hidden * (size - 1) / size
     layers = _over_layers(spec, lambda block: int(block.moe is not None))
-    waits = passes * layers * (rates.links["latency_seconds"] + (size - 1) * rates.hop_seconds)
+    waits = passes * layers * _latency_s(size, rates)
     return (moved / _rate(machine, size * setup.tensor_parallel, rates) + waits) / setup.pipeline_parallel
 
 
@@ -70,6 +70,11 @@ def _tokens(setup: TrainingSetup) -> float:
 
 def _over_layers(spec: ModelSpec, of: Callable[[Block], int]) -> int:
     return sum(run.count * of(run.block) for run in spec.runs)
+
+
+def _latency_s(size: int, rates: Rates) -> float:
+    """Seconds of a collective of so many GPUs that carries next to nothing."""
+    return float(rates.links["latency_seconds"]) + (size - 1) * rates.hop_seconds
 
 
 def _rate(machine: Machine, size: int, rates: Rates) -> float:

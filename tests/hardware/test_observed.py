@@ -66,7 +66,8 @@ def test_one_slice_is_planned_for_and_the_rest_named():
     seen = machine("mig")
     (gpu,) = seen.gpus
     assert gpu.mig
-    assert gpu.kind is None
+    assert gpu.kind is not None
+    assert gpu.kind.id == "a100-sxm4-80gb:3g.40gb"
     assert gpu.name == "NVIDIA A100-SXM4-80GB MIG 3g.40gb"
     assert gpu.capacity_bytes == 40155 * MIB
     assert gpu.compute_capability == (8, 0)
