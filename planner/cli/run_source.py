@@ -62,8 +62,8 @@ def _demo(plan: str | None, values: dict[str, Any]) -> Source:
 
 def _taken(plan: str, values: dict[str, Any]) -> Source:
     """The named folder; flags that would plan something else are refused. --engine makes a folder of its own."""
+    from planner.rulebook.engines import engine_name
     from planner.run.read_plan import folder_of, read_plan
-    from planner.targets.choose import engine_name
 
     stated = [name for name in given(values, PLAN_FLAGS) if name not in _OF_A_FOLDER]
     if stated:
@@ -99,9 +99,9 @@ def _through(plan: Plan, folder: Path, values: dict[str, Any]) -> Source:
     from planner.cli.io import say
     from planner.emit.folder import plan_files
     from planner.emit.write import write_folder
+    from planner.rulebook.engines import engine_name
     from planner.run.engine import through
     from planner.targets import TARGETS
-    from planner.targets.choose import engine_name
 
     engine = values["engine"]
     if engine not in TARGETS:
@@ -128,7 +128,7 @@ def _planned(values: dict[str, Any]) -> Source:
     from planner.cli.commands.plan import plan_from, written_folder
     from planner.cli.io import say
     from planner.plan.plan import AUTO_ENGINE
-    from planner.targets.choose import engine_name
+    from planner.rulebook.engines import engine_name
 
     if values["engine"] == AUTO_ENGINE:  # what is installed decides, as without the flag
         values = values | {"engine": None}

@@ -10,8 +10,8 @@ from typing import Any
 
 from planner.data.mixing import Mixing
 from planner.data.rows import MOST_ROWS, Sampled, sampled
+from planner.data.source import DataSource, data_source
 from planner.data.tokens import Counter, counter_for
-from planner.emit.dataset import DataSource, data_source
 from planner.model.spec import ModelSpec
 
 # What a chat template adds: at most this many tokens for each message and, with its default system prompt, each sample.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from planner.emit.dataset import data_source
+from planner.data.source import data_source
 from planner.emit.readme import readme
 from planner.emit.render import comment, launcher_values, render, shell_variable
 from planner.emit.surroundings import anchored, emit_context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.emit.dataset import DEMO, DataSource
+from planner.data.source import DEMO, DataSource
 from planner.emit.guides import guide_of
 from planner.emit.render import render
 from planner.memory.result import PARTS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from planner.emit.dataset import DataSource
+from planner.data.source import DataSource
 from planner.hardware.machine import Gpu, Machine
 from planner.memory.host import CHECKPOINTS_KEPT, checkpoints_kept
 from planner.plan.plan import Plan

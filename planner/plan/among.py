@@ -16,12 +16,12 @@ from planner.hardware.machine import Machine
 from planner.model.spec import ModelSpec
 from planner.plan.make import Pricing, searched, told
 from planner.plan.plan import Census, EngineReport, Excluded, Plan, Request
+from planner.rulebook.engines import MERITS, engine_name, never_runs
 from planner.search.census import BOUNDS, census
 from planner.search.team import Found
-from planner.targets.choose import MERITS, NEEDS, engine_name, never_runs
 from planner.units import show_gib
 
-ENGINES = tuple(NEEDS)
+ENGINES = tuple(MERITS)
 SAME_RATE = 1e-6  # of a rate: below this two engines are equally fast
 
 

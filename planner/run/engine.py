@@ -11,10 +11,11 @@ from typing import Any
 
 from planner.errors import InputError, UnsupportedError
 from planner.plan.plan import Plan, Request
+from planner.rulebook.engines import engine_name
 from planner.run.checks.look_python import interpreter_of
 from planner.run.read_plan import priced
 from planner.search.rungs import load_ladder
-from planner.targets.choose import BASIC, NEEDS, Choice, choose_engine, engine_name, installed, packages_beside
+from planner.targets.choose import BASIC, NEEDS, Choice, choose_engine, installed, packages_beside
 from planner.training import TrainingSetup, setup_from_mapping
 
 DEFAULT = "llamafactory"

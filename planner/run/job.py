@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.emit.dataset import DataSource, data_source
+from planner.data.source import DataSource, data_source
 from planner.emit.folder import plan_files
 from planner.emit.surroundings import emit_context, used_gpus
 from planner.errors import EXIT_PREFLIGHT, InputError, PlannerError

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from planner.emit.dataset import demo_source
+from planner.data.source import demo_source
 from planner.memory.generation import completion_tokens
 from planner.training import TrainingSetup
 

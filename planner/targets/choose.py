@@ -17,7 +17,7 @@ from pathlib import Path
 
 from planner.errors import InputError, UnsupportedError
 from planner.memory.megatron import is_megatron
-from planner.rulebook.load import engine_rows
+from planner.rulebook.engines import MERITS, engine_name, never_runs
 from planner.training import ZERO, TrainingSetup
 
 LARGE_GPUS = 32
@@ -104,14 +104,6 @@ def _lack(engine: str, installed: Mapping[str, str], setup: TrainingSetup, stage
     return _too_old(installed["trl"]) if engine == "trl" else None
 
 
-def never_runs(engine: str, stage: str, method: str | None, parallelism: str | None) -> str | None:
-    """What of it an engine does not have, whatever is installed; None if it has all. None as a value is left open."""
-    row = engine_rows()[engine]
-    asked = {"stage": (stage, "stages"), "method": (method, "methods"), "parallelism": (parallelism, "parallelism")}
-    lacking = (f"has no {kind} {value}" for kind, (value, known) in asked.items() if value and value not in row[known])
-    return next(lacking, None)
-
-
 def _too_old(text: str) -> str | None:
     numbers = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
     if numbers >= LEAST_TRL:
@@ -131,13 +123,6 @@ def packages_beside(setup: TrainingSetup) -> tuple[str, ...]:
     return tuple(name for name, is_needed in needed.items() if is_needed)
 
 
-MERITS = {
-    "llamafactory": "it has the most stages, methods and launchers for quick fine-tuning",
-    "trl": "it has this stage",
-    "embedded": "it needs torch, transformers and accelerate only, and lies in the folder itself",
-}
-
-
 def _because(value: str, lacks: Mapping[str, str | None], stage: str) -> str:
     """The merit of the choice, and what the engines before it lack."""
     passed = [f"{engine_name(engine)} {lack}" for engine, lack in lacks.items() if lack is not None]
@@ -153,9 +138,3 @@ def _beyond(gpus: int) -> str:
         f"; beyond about {LARGE_GPUS} GPUs Megatron-LM or DeepSpeed's own launchers are the usual choice "
         "(--engine megatron writes files for full fine-tuning)"
     )
-
-
-def engine_name(engine: str) -> str:
-    """The engine's name in sentences."""
-    row = engine_rows().get(engine)
-    return engine if row is None else str(row["name"])

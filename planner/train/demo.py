@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from planner.emit.dataset import demo_source
+from planner.data.source import demo_source
 from planner.emit.folder import plan_files
 from planner.emit.write import write_folder
 from planner.errors import EXIT_PREFLIGHT, InputError, PlannerError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from planner.cli.app import run
 from planner.data.lengths import measure
 from planner.data.mixing import Mixing, mixing
-from planner.emit.dataset import data_source
+from planner.data.source import data_source
 from planner.emit.folder import plan_files
 from planner.errors import InputError, UnsupportedError
 from planner.plan.plan import Request

@@ -11,7 +11,7 @@ from tests.emit.plans import plan_of
 from planner.emit.folder import plan_files
 plan_files(plan_of())
 heavy = {"yaml", "torch", "transformers", "csv", "pyarrow", "planner.targets.transformers_script",
-         "planner.targets.llamafactory_read", "planner.emit.parquet"}
+         "planner.targets.llamafactory_read", "planner.data.parquet"}
 print(",".join(sorted(heavy & set(sys.modules))))
 """
 

@@ -86,7 +86,7 @@ def request_from(values: dict[str, Any]) -> Request:
     """The flags of the main job as a validated Request. Raises InputError."""
     from planner.cli.io import open_setup_values
     from planner.data.mixing import mixing
-    from planner.emit.dataset import joined
+    from planner.data.source import joined
     from planner.plan.plan import AUTO_ENGINE, Request
     from planner.training import setup_from_mapping
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from planner.data.columns import Table, describe_table, registration
 from planner.data.mixing import Mixing
-from planner.emit.columns import Table, describe_table, registration
 from planner.errors import InputError
 from planner.rulebook.paths import templates_dir
 from planner.training import PAIR_STAGES

@@ -126,7 +126,7 @@ def _txt(path: Path) -> Table:
 
 
 def _parquet(path: Path) -> Table:
-    from planner.emit.parquet import read_footer
+    from planner.data.parquet import read_footer
 
     footer = read_footer(path)
     return Table(columns=tuple(footer.columns), samples=footer.rows, inner=footer.columns)

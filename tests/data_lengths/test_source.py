@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.emit.columns import describe_table
-from planner.emit.dataset import data_source
+from planner.data.columns import describe_table
+from planner.data.source import data_source
 from planner.errors import InputError
 
 
