@@ -13,6 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from planner.cli.flags import PLAN_FLAGS
 from planner.cli.help import show_help
 from planner.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, PlannerError, nearest, unknown_choice
 
@@ -193,6 +194,8 @@ def _usage_error(problem: Exception) -> InputError | None:
 
 def _unknown_option(name: str, context: Any) -> str:
     known = [option for parameter in context.command.params for option in parameter.opts] if context else []
+    if name in {flag.option for flag in PLAN_FLAGS}:
+        return f"option {name} is of `plan` itself, which chooses; `{context.command_path}` does not have it"
     close = nearest(name, known, limit=1)
     return f"option {name} is not known" + (f"; did you mean {close[0]}?" if close else "")
 

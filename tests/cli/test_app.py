@@ -83,6 +83,10 @@ def test_a_bug_is_called_ours_and_shows_its_traceback_only_on_request(
     [
         (["--gpu", "3x20GB"], "option --gpu is not known; did you mean --gpus?"),
         (["estimte"], "command 'estimte' is not known; did you mean estimate?"),
+        (
+            ["fit", "--require", "liger"],
+            "option --require is of `plan` itself, which chooses; `plan fit` does not have it",
+        ),
         (["estimate", "--lora-rnak", "8"], "option --lora-rnak is not known; did you mean --lora-rank?"),
         (["--model"], "--model"),
         (["--model", "7B", "estimate"], "--model stands before the command estimate"),
