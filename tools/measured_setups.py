@@ -367,11 +367,11 @@ def _peft_docs(row: Row) -> Setup:
 
 
 def _fitcheck(row: Row) -> Setup:
-    """A hand-written loop around transformers and peft, whose ``outputs`` live through backward."""
+    """One step of a hand-written loop around transformers and peft, whose ``outputs`` live through backward."""
     if "repeated" in row["attn"]:
         raise NotStatableError("keys and values repeated by a patch in front of the attention kernel")
     setup: Setup = {
-        "engine": "pytorch",
+        "engine": "pytorch-step",
         "versions": {"transformers": row["note"].split("transformers ")[1].split(";")[0]},
         "optim": "adamw_torch",
         "attention": "eager" if row["attn"] == "eager" else "sdpa",

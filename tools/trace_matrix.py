@@ -128,7 +128,7 @@ def variants() -> Iterator[Row]:
         "full-fp16": (FULL, {"param_dtype": "fp16", "compute_dtype": "fp16"}),
         "full-turing": (FULL, {"gpus": "1xT4", "param_dtype": "fp16", "compute_dtype": "fp16"}),
         "lora-turing-autocast": (LORA, {"gpus": "1xT4", "param_dtype": "fp16", "compute_dtype": "fp16"}),
-        "qlora-by-hand": (LORA, {"engine": "pytorch", "method": "qlora", "kbit_upcast": "all"}),
+        "qlora-wide": (LORA, {"engine": "transformers-pure", "method": "qlora", "kbit_upcast": "all"}),
     }
     for name, (mode, change) in changes.items():
         yield from both(name, "llama3-8b", mode, change)

@@ -139,6 +139,8 @@ class BlockModule:
             k = self._rotate(k, a, a.kv_heads)
         if late:
             q, k = self._normed(q, k, a)
+        if p.mode.cache:
+            k, v = p.remember(k), p.remember(v)
         out = attend(p, q, k, v, a, beside=beside)
         joined = a.rope == "partial" or self.model_type in JOINED_ROTATION or p.mode.litgpt
         if joined and p.mode.kernel in ("sdpa", "flash") and not p.mode.liger:

@@ -46,6 +46,20 @@ def modeling(setup: TrainingSetup, spec: ModelSpec) -> str:
     return "" if setup.engine in OWN_MODELING else spec.model_type
 
 
+def makes_cache(setup: TrainingSetup) -> bool:
+    """Whether the model makes a key-value cache in training: transformers does unless a loop says use_cache=False.
+
+    Checkpointing switches it off; trainers and fsdp_qlora's script do it themselves. What a loop's ``outputs`` name is
+    then every layer's keys and values, which torch.cat has copied (cache_utils.py, DynamicLayer.update).
+    """
+    return setup.engine in ("pytorch", "pytorch-step") and setup.gradient_checkpointing is False
+
+
+def names_outputs_on(setup: TrainingSetup) -> bool:
+    """Whether the last step's outputs live on until the next ones exist. fsdp_qlora lets go of them after its step."""
+    return setup.engine == "pytorch"
+
+
 def has_dropout(spec: ModelSpec) -> bool:
     """Whether the residual branches drop in training."""
     return spec.dropout or spec.model_type in RESIDUAL_DROPOUT

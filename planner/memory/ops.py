@@ -56,6 +56,7 @@ class Mode:
     inputs_held_apart: bool = False  # 8-bit products' inputs are counted beside the block, see unchecked_inputs
     looped_delta: bool = False  # the gated delta rule inverts its system in a loop: see delta.looped_delta
     compiled: bool = False  # torch.compile: fused as by Liger, but rotation writes new tensors
+    cache: bool = False  # keys and values go through a key-value cache, see habits.makes_cache
 
 
 class Program(Tape):
@@ -266,6 +267,12 @@ class Program(Tape):
         """A copy of the same dtype; its gradient passes through."""
         out = self.new(x.elems, x.itemsize)
         self.link(out, (x,), (PASS,))
+        return out
+
+    def remember(self, x: Tensor) -> Tensor:
+        """A copy into the key-value cache, which the model's outputs keep alive; its gradient passes through."""
+        out = self.new(x.elems, x.itemsize)
+        self.link(out, (x,), (PASS,), saved=(out,))
         return out
 
     # -- positions ------------------------------------------------------------------------------------

@@ -46,10 +46,14 @@ TRAINER_ENGINES = frozenset({"llamafactory", "transformers", "transformers-pure"
 UNCAST = frozenset({"transformers-pure"})
 # A trained embedding in fp32 hands out fp32: LLaMA-Factory casts all that trains.
 EMBEDDING_NAMES = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"})
-OWN_LOOPS = frozenset({"megatron", "torchtune", "torchtitan", "litgpt", "thunder", "pytorch", "fsdp_qlora"})
-OWN_LOSSES: dict[str, LossCopies] = {"torchtune": "torchtune", "thunder": "raw", "megatron": "mcore"}
+OWN_LOOPS = frozenset(
+    {"megatron", "torchtune", "torchtitan", "litgpt", "thunder", "pytorch", "pytorch-step", "fsdp_qlora"}
+)
+OWN_LOSSES: dict[str, LossCopies] = {
+    "torchtune": "torchtune", "torchtitan": "torchtune", "thunder": "raw", "megatron": "mcore",
+}  # fmt: skip
 # A loop written by hand around transformers' model (and peft's adapters): its own loop, their code.
-HAND_WRITTEN = frozenset({"pytorch", "fsdp_qlora"})
+HAND_WRITTEN = frozenset({"pytorch", "pytorch-step", "fsdp_qlora"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from planner.memory.allocator import Event
 from planner.memory.curves import BlockLog, Lines, block_log, final_norm
 from planner.memory.fsdp import group_bytes
-from planner.memory.habits import modeling
+from planner.memory.habits import modeling, names_outputs_on
 from planner.memory.layout import Unit
 from planner.memory.lossscripts import LAST, Script, loss_script
 from planner.memory.regime import bytes_of
@@ -47,6 +47,7 @@ class StepLog:
         if self.sharded:
             self.root, self.layer = group_bytes(setup, self.step.regime, self.step.parts.units)
             self.ahead = max(1, (self.step.layout.gathered_backward - self.root) // max(self.layer, 1))
+        self.held: list[int] = []  # outputs that a loop's name keeps alive
         self.pending: list[int] = []
         self.loss_at = 0  # events up to the end of the first loss
 
@@ -179,7 +180,10 @@ class StepLog:
             gradients += self._reduced(layer.stretch.layer.name, sorted(born))
         self.dead(*{incoming, *lingering})
         gradients += self._embedding_gradient()
-        self.dead(inputs, root, *self.held)
+        self.dead(inputs, root)
+        if not names_outputs_on(step.setup):
+            self.dead(*self.held)
+            self.held = []
         for key in self.pending:
             self.dead(key)
         self.pending = []
@@ -235,6 +239,7 @@ class StepLog:
         saved, out = self.born(norm_kept), self.born(norm_out)
         script = loss_script(step, self.tokens)
         keys = self._loss(script.forward, {})
+        self.dead(*self.held)  # the last step's outputs, whose name the new ones take
         self.loss_at = self.loss_at or len(self.events)
         self.dead(*casts)
         self._loss(script.backward, keys)

@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.memory.curves import BlockCurve, block_curve
-from planner.memory.habits import BROADCAST_KEYS, NAMES_CACHE, OWN_MODELING, WITHOUT_SDPA, has_dropout, modeling
+from planner.memory.habits import (
+    BROADCAST_KEYS,
+    NAMES_CACHE,
+    OWN_MODELING,
+    WITHOUT_SDPA,
+    has_dropout,
+    makes_cache,
+    modeling,
+)
 from planner.memory.layout import Layout
 from planner.memory.ops import Mode
 from planner.memory.regime import HAND_WRITTEN, OWN_LOOPS, Regime, Unhashed, bytes_of, version_of
@@ -156,6 +164,7 @@ def block_mode(step: Step, layer: Layer) -> Mode:
         setup.torch_compile and not setup.liger_kernel,
         packed_follows_input(setup),
         layer.block.attention.kind in ("linear", "conv") and version_of(setup, "transformers") < SOLVES_DELTA,
+        makes_cache(setup),
     )
 
 
@@ -285,7 +294,7 @@ def mode_of(
     regime: Regime, targets: frozenset[str], whole: frozenset[str], trained: bool, rank: int, dropout: bool,
     dora: bool, kernel: str, liger: bool, fused: bool, stay: bool, residual_dropout: bool, litgpt: bool = False,
     packed_keeps_input: bool = False, compiled: bool = False, packed_follows_input: bool = False,
-    looped_delta: bool = False,
+    looped_delta: bool = False, cache: bool = False,
 ) -> Mode:  # fmt: skip
     """The program's mode from a regime and the few words of a setup that matter to a block; cached."""
     return Mode(
@@ -315,4 +324,5 @@ def mode_of(
         compiled=compiled,
         packed_follows_input=packed_follows_input,
         looped_delta=looped_delta,
+        cache=cache,
     )

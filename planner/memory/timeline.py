@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from planner.memory.curves import final_norm
 from planner.memory.generation import buffered_bytes, completion_tokens, gathered_bytes, moments, rollout_of
-from planner.memory.habits import EMBEDDING_DROPOUT, SCALED_EMBEDDING
+from planner.memory.habits import EMBEDDING_DROPOUT, SCALED_EMBEDDING, names_outputs_on
 from planner.memory.loss import loss_bytes
 from planner.memory.megatron import is_sequence_parallel
 from planner.memory.ops import Mode
+from planner.memory.outputs import cache_per_token
 from planner.memory.regime import bytes_of
 from planner.memory.result import Phase
 from planner.memory.stretches import (
@@ -54,7 +55,10 @@ class Timeline:
         self.window = max(
             (m.at(self.tokens, self.squares) for s in self.stretches for m in s.curve.backward), default=0
         )
-        self.outputs = 0  # logits alive through the layers' backward
+        self.loss = loss_bytes(setup, step.spec, step.regime, self.scored, head_trained=step.parts.head_trained)
+        self.outputs = self.loss.outputs  # logits that a loop's name keeps alive until the next ones exist
+        self.cache = sum(s.number * cache_per_token(step, s) for s in self.stretches) * self.tokens
+        self.previous = self.outputs + self.cache if names_outputs_on(setup) else 0  # the last step's
         self.best: dict[Phase, Bytes7] = {}
         self.totals: dict[Phase, int] = {}
         layout = step.layout
@@ -116,7 +120,7 @@ class Timeline:
         """Walk up the layers; returns the bytes they keep, and autocast's weight copies alive at the end."""
         layout = self.step.layout
         below, casts, first, named = self._narrow_start(), 0, True, 0
-        self.at("forward", 0, gradients=layout.gradients_carried, gathered=layout.gathered_start)
+        self.at("forward", 0, gradients=layout.gradients_carried, logits=self.previous, gathered=layout.gathered_start)
         for stretch in self.stretches:
             each, cast = self._kept_by(stretch), stretch.curve.casts if stretch.checkpointed else 0
             before, name = stretch.number - 1, self.named(stretch)[0]
@@ -124,7 +128,7 @@ class Timeline:
             for moment in stretch.curve.forward:
                 self.at(
                     "forward", below + before * (each + name) + named + beside + self.stream,
-                    gradients=layout.gradients_carried, temporaries=casts + before * cast,
+                    gradients=layout.gradients_carried, logits=self.previous, temporaries=casts + before * cast,
                     gathered=layout.gathered_forward, moment=moment,
                 )  # fmt: skip
             below += stretch.number * each
@@ -193,16 +197,14 @@ class Timeline:
         step, layout = self.step, self.step.layout
         norm_kept, norm_out = final_norm(step.spec, self._norm_mode())
         norm_kept, norm_out = norm_kept * self.tokens, norm_out * self.tokens
-        loss = loss_bytes(step.setup, step.spec, step.regime, self.scored, head_trained=step.parts.head_trained)
-        head_cast, gathered = self._head_cast(), layout.gathered_loss
-        self.outputs = loss.outputs
+        loss, head_cast, gathered = self.loss, self._head_cast(), layout.gathered_loss
         gradients = layout.gradients_carried + loss.kept
         kept, live = below + norm_kept + norm_out, casts
         if step.setup.stage == "dpo":  # the reference runs when autocast has let go of the policy's copies
             self.at("loss", kept, logits=loss.forward // 2, gradients=gradients, temporaries=casts + head_cast)
             live = 0
         named, copied = (sum(s.number * self.named(s)[each] for s in self.stretches) for each in (0, 1))
-        self.at("loss", kept + named, logits=loss.forward, gradients=gradients,
+        self.at("loss", kept + named, logits=loss.forward + self.previous, gradients=gradients,
                 temporaries=live + head_cast + loss.temporary, gathered=gathered)  # fmt: skip
         if loss.converted or copied:  # the forward pass is over, and so is its name for the last hidden states
             returned = below + norm_kept + (norm_out if step.parts.head_trained else 0)
@@ -274,14 +276,14 @@ class Timeline:
         """Walk down the layers: kept tensors shrink, gradients grow; each stretch is worst at one of its ends."""
         layout = self.step.layout
         gradients = layout.gradients_carried + layout.gradients.get("head", 0) + self._tied_head()
-        finished, layers = 0, sum(stretch.number for stretch in self.stretches)
+        finished, cached, layers = 0, 0, sum(stretch.number for stretch in self.stretches)
         for stretch in reversed(self.stretches):
             per_layer, each = layout.gradients.get(stretch.layer.name, 0), self._kept_by(stretch)
             if stretch.checkpointed:  # contexts, and what they name, stay to the end of backward
                 each -= unchecked_inputs(self.step.setup, stretch.layer, self.step.regime) * self.tokens
-            own = each if stretch.checkpointed else 0
+            own, cache = each if stretch.checkpointed else 0, cache_per_token(self.step, stretch) * self.tokens
             for done in self._worst(stretch.number):
-                rest = below - (done + 1) * each + own + self._lingering(finished + done, each)
+                rest = below - (done + 1) * each + own + self._lingering(finished + done, each) + cached + done * cache
                 gathered = self._gathered_backward(finished + done, layers)
                 for moment in stretch.curve.backward:
                     self.at("backward", rest, gradients=gradients + done * per_layer, logits=self.outputs,
@@ -291,6 +293,7 @@ class Timeline:
                             logits=self.outputs, gathered=gathered + layout.end_of_layer)  # fmt: skip
             below -= stretch.number * each
             finished += stretch.number
+            cached += stretch.number * cache
             gradients += stretch.number * per_layer
         self._embedding(gradients)
 
@@ -332,12 +335,12 @@ class Timeline:
         arriving = layout.gradients.get("embedding", 0)
         anew = step.regime.autocast is not None or step.setup.torch_compile or step.regime.loss == "fused_linear"
         summed = 0 if anew else self._tied_head()
-        gone = self._trained_mask()
-        self.at("backward", self.stream - gone, gradients=gradients + arriving + summed, logits=self.outputs,
+        last = self.stream + self.cache - self._trained_mask()
+        self.at("backward", last, gradients=gradients + arriving + summed, logits=self.outputs,
                 gathered=layout.reducing + layout.end_of_backward)  # fmt: skip
         if step.setup.gradient_accumulation_steps > 1 and step.parts.trained:
             largest = max(unit.largest_trained for unit in step.parts.units) * bytes_of(step.regime.gradient)
-            self.at("backward", self.stream - gone, gradients=gradients + arriving + largest, logits=self.outputs,
+            self.at("backward", last, gradients=gradients + arriving + largest, logits=self.outputs,
                     gathered=layout.reducing)  # fmt: skip
 
     def _optimizer(self) -> None:
@@ -346,7 +349,8 @@ class Timeline:
         if gradients is None:
             counts = {unit.name: unit.count for unit in self.step.parts.units}
             gradients = layout.gradients_carried + sum(counts[n] * size for n, size in layout.gradients.items())
-        self.at("optimizer", self._released, gradients=gradients, temporaries=layout.step_temporaries)
+        self.at("optimizer", self._released + self.cache, gradients=gradients, logits=self.outputs,
+                temporaries=layout.step_temporaries)  # fmt: skip
 
     @property
     def _released(self) -> int:

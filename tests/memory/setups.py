@@ -23,7 +23,7 @@ METHODS = ("full", "freeze", "lora", "dora", "qlora", "oft", "galore", "apollo",
 STAGES = ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo")
 ENGINES = (
     "llamafactory", "transformers", "trl", "embedded", "axolotl", "torchtune", "torchtitan", "litgpt", "pytorch",
-    "someone-elses",
+    "pytorch-step", "someone-elses",
 )  # fmt: skip
 OPTIMIZERS = (
     "adamw_torch",

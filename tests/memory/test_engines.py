@@ -134,7 +134,7 @@ def titan(seq_len: int, **fields: Any) -> Estimate:
 def test_torchtitan_runs_blocks_in_16_bits_with_fp32_parameters() -> None:
     """Its MixedPrecisionPolicy gathers bf16: a block keeps what a bf16 one keeps, 200,840 bytes a token of Llama-3-8B.
 
-    The head's curve, 14 bytes a logit in a loop that names its outputs, comes on top.
+    The logits, of which none is named any more in backward, come on top.
     """
     short, long = (
         titan(seq_len, gradient_checkpointing=False).phases["backward"].activations for seq_len in (1024, 2048)
@@ -149,3 +149,39 @@ def test_torchtitan_keeps_every_second_product_from_the_first_on() -> None:
     )
     kept = 2 * (4096 + 1024 + 14_336 + 4096) + 2 * 4096 + 4 * 32 + 2 * 4096
     assert (long - short) / 4096 / 32 == pytest.approx(kept, rel=0.02)
+
+
+def by_hand(engine: str, **fields: Any) -> Estimate:
+    """GPT-2 of 12 layers in fp32, two sequences of 512 tokens, as a hand-written loop trains it."""
+    setup = TrainingSetup(
+        model="gpt2", engine=engine, stage="pt", method="full", seq_len=512, micro_batch_size=2, param_dtype="fp32",
+        compute_dtype="fp32", optim="adamw_torch", **{"gradient_checkpointing": False, **fields},
+    )  # fmt: skip
+    return estimate(setup, resolve(setup.model), MACHINE)
+
+
+def test_outputs_of_the_last_step_lie_beside_the_next_forward_pass() -> None:
+    """``outputs = model(...)``: fp32 logits, and keys and values of 768 fp32 numbers in each of the 12 layers."""
+    running, one = by_hand("pytorch"), by_hand("pytorch-step")
+    held = (4 * 50_257 + 12 * 2 * 4 * 768) * 1024
+    for phase in ("forward", "loss"):
+        assert running.phases[phase].total - one.phases[phase].total == held
+    assert running.phases["backward"].total == one.phases["backward"].total
+
+
+def test_checkpointing_switches_the_cache_off() -> None:
+    running, one = (by_hand(engine, gradient_checkpointing=True) for engine in ("pytorch", "pytorch-step"))
+    assert running.phases["forward"].total - one.phases["forward"].total == 4 * 50_257 * 1024
+
+
+def test_a_cache_copies_keys_and_values_out_of_a_fused_projection() -> None:
+    """The views' fused tensor stays for the queries; a trainer makes no cache. 2 x 768 numbers a layer and token."""
+    hand, trainer = by_hand("pytorch-step"), by_hand("transformers-pure")
+    gap = hand.phases["forward"].activations - trainer.phases["forward"].activations
+    assert gap == pytest.approx(12 * 2 * 4 * 768 * 1024, rel=0.1)
+
+
+def test_outputs_are_still_named_in_the_optimizers_step() -> None:
+    hand, trainer = by_hand("pytorch-step"), by_hand("transformers-pure")
+    held = (4 * 50_257 + 12 * 2 * 4 * 768) * 1024
+    assert hand.phases["optimizer"].total - trainer.phases["optimizer"].total == held

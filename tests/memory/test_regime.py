@@ -253,7 +253,7 @@ def test_cards_without_bf16_compute_in_fp16() -> None:
         ({"engine": "trl", "versions": {"transformers": "4.57"}}, "trl"),
         ({"engine": "torchtune"}, "torchtune"),
         ({"engine": "litgpt"}, "chunked"),
-        ({"engine": "torchtitan"}, "loop"),
+        ({"engine": "torchtitan"}, "torchtune"),
         ({"engine": "thunder"}, "raw"),
         ({"engine": "fsdp_qlora"}, "loop"),
     ],
