@@ -297,7 +297,7 @@ def _load_dtype(setup: TrainingSetup, frozen: Dtype) -> Dtype:
 
 
 def _kbit_upcast(setup: TrainingSetup, quantized: str) -> str:
-    """``prepare_model_for_kbit_training``: TRL did before 1.0; LLaMA-Factory and a plain Trainer do not.
+    """``prepare_model_for_kbit_training``: TRL did before 1.0; LLaMA-Factory, a plain Trainer and Unsloth do not.
 
     FSDP1 flattens a layer into one tensor of one dtype, so fp32 norms cannot stand beside a 16-bit store there.
     """
@@ -305,8 +305,10 @@ def _kbit_upcast(setup: TrainingSetup, quantized: str) -> str:
         return "none"
     if setup.kbit_upcast is not None:
         return setup.kbit_upcast
-    # is_loaded_in_4bit or 8bit, so not GPTQ; TRL 1.0 has no such call any more
-    prepares = setup.engine == "trl" and quantized in ("nf4", "int8") and trl_version(setup) < (1,)
+    # is_loaded_in_4bit or 8bit, so not GPTQ; TRL 1.0 has no such call any more; Unsloth hands TRL a model that has its
+    # adapters, which TRL takes as it is (unsloth/models/llama.py, get_peft_model)
+    prepares = setup.engine == "trl" and not setup.unsloth and quantized in ("nf4", "int8")
+    prepares = prepares and trl_version(setup) < (1,)
     return "all" if prepares and (setup.parallelism or "none") not in FSDP | ZERO else "none"
 
 

@@ -378,3 +378,10 @@ def test_deepspeed_casts_what_was_loaded_in_fp32(fields: dict[str, Any], stage: 
     found = regime(parallelism=stage, **fields)
     assert (found.frozen, found.norms, found.embedding, found.stream) == ("bf16",) * 4
     assert regime(**fields).norms == "fp32"
+
+
+def test_unsloth_hands_trl_a_model_that_is_prepared_already() -> None:
+    """Its norms, embedding and head stay 16-bit, where TRL before 1.0 prepared a quantized model in fp32."""
+    old = {"engine": "trl", "method": "qlora", "versions": {"trl": "0.24"}}
+    assert regime(**old).embedding == "fp32"
+    assert regime(**old, unsloth=True).embedding == regime(**old, unsloth=True).stream == "bf16"
