@@ -18,9 +18,6 @@ CARDS = {
 }
 # Same shapes as a catalogue row under another name.
 SPELLED = {
-    "mistralai/Devstral-Small-2507": "mistralai/Mistral-Small-24B-Base-2501",
-    "mistralai/Magistral-Small-2506": "mistralai/Mistral-Small-24B-Base-2501",
-    "mistralai/Magistral-Small-2507": "mistralai/Mistral-Small-24B-Base-2501",
     "axolotl-ai-co/gpt-oss-120b-dequantized": "openai/gpt-oss-120b",
     "katanemo/Plano-Orchestrator-4B": "Qwen/Qwen3-4B-Instruct-2507",
     "XiaomiMiMo/MiMo-7B-RL": "XiaomiMiMo/MiMo-7B-Base",
