@@ -151,12 +151,23 @@ class _Builder:
         self._note(low, 1, "adapter", 1)
         return Unit(
             name=name, count=1, frozen=frozen + vision,
-            frozen_bytes=frozen * bytes_of(regime.embedding) + vision * bytes_of(regime.frozen),
+            frozen_bytes=frozen * bytes_of(regime.embedding) + self._vision_bytes(vision),
             trained=trained + low, trained_bytes_each=self._outer_bytes(trained),
             gradient_bytes_each=self._own(trained),
             largest_trained=(self.spec.vocab + self.spec.embedding_extra_rows) * width if trained else low, tensors=1,
             small_elements=0,
         )  # fmt: skip
+
+    def _vision_bytes(self, elements: int) -> int:
+        """The frozen image side as stored: bitsandbytes packs its Linear modules too, all but the text model's head.
+
+        Source: transformers quantizers/base.py, get_keys_to_not_convert; GPTQ and AWQ checkpoints leave it as it was.
+        """
+        tower, form = self.spec.vision, self.regime.quantized
+        if tower is None or form not in ("nf4", "int8"):
+            return elements * bytes_of(self.regime.frozen)
+        packed = self._packed_bytes(tower.matrices) if form == "nf4" else tower.matrices
+        return packed + (elements - tower.matrices) * bytes_of(self.regime.frozen)
 
     def _outer_bytes(self, whole: int) -> int:
         """Bytes of an element trained in embedding or head, where ``whole`` of them are not adapters."""

@@ -104,10 +104,15 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionTower:
-    """The image side of a vision-language model, as far as it holds memory."""
+    """The image side of a vision-language model, as far as it holds memory.
+
+    ``matrices`` are the elements of its Linear modules' weights, projector included, which bitsandbytes packs with the
+    text model's; convolutions, embeddings, norms and biases are the rest.
+    """
 
     parameters: int
     projector_parameters: int
+    matrices: int
     hidden: int = 0
     layers: int = 0
 

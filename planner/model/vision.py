@@ -91,6 +91,16 @@ def _encoder_layer(h: int, i: int) -> int:
     return 4 * h + 4 * _linear(h, h) + _linear(h, i) + _linear(i, h)
 
 
+def _encoder_matrices(h: int, i: int) -> int:
+    """Elements of the weights of one such layer's Linear modules."""
+    return 4 * h * h + 2 * h * i
+
+
+def _llava_matrices(outer: Keys, h: int, t: int) -> int:
+    chosen = outer.raw("vision_feature_layer")
+    return h * (len(chosen) if isinstance(chosen, list) else 1) * t + t * t
+
+
 def _llava_projector(outer: Keys, h: int, t: int) -> int:
     """Two layers from the chosen feature layers to the text model; LLaVA-NeXT adds a learned newline."""
     bias = outer.flag("multimodal_projector_bias", default=True)
@@ -105,8 +115,9 @@ def _clip(keys: Keys, outer: Keys, t: int) -> VisionTower:
     patch = keys.whole("patch_size")
     positions = (keys.whole("image_size") // patch) ** 2 + 1
     tower = h + 3 * patch**2 * h + positions * h + 4 * h + layers * _encoder_layer(h, i)
+    matrices = layers * _encoder_matrices(h, i) + _llava_matrices(outer, h, t)
     projector = _llava_projector(outer, h, t)
-    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+    return VisionTower(parameters=tower, projector_parameters=projector, matrices=matrices, hidden=h, layers=layers)
 
 
 def _siglip(keys: Keys, outer: Keys, t: int) -> VisionTower:
@@ -114,10 +125,18 @@ def _siglip(keys: Keys, outer: Keys, t: int) -> VisionTower:
     patch = keys.whole("patch_size")
     positions = (keys.whole("image_size") // patch) ** 2
     tower = _linear(3 * patch**2, h) + positions * h + 2 * h + layers * _encoder_layer(h, i)
-    if keys.flag("vision_use_head", default=True):
+    matrices = layers * _encoder_matrices(h, i)
+    if keys.flag("vision_use_head", default=True):  # of its attention only the output projection is a Linear
         tower += h + 4 * _linear(h, h) + 2 * h + _linear(h, i) + _linear(i, h)
-    projector = h * t + h if outer.model_type == "gemma3" else _llava_projector(outer, h, t)
-    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+        matrices += h * h + 2 * h * i
+    bare = outer.model_type == "gemma3"  # its projection is a parameter, no Linear
+    return VisionTower(
+        parameters=tower,
+        projector_parameters=h * t + h if bare else _llava_projector(outer, h, t),
+        matrices=matrices if bare else matrices + _llava_matrices(outer, h, t),
+        hidden=h,
+        layers=layers,
+    )
 
 
 def _pixtral(keys: Keys, outer: Keys, t: int) -> VisionTower:
@@ -129,9 +148,12 @@ def _pixtral(keys: Keys, outer: Keys, t: int) -> VisionTower:
         merge = outer.whole("spatial_merge_size", 2)
         bias = outer.flag("multimodal_projector_bias")
         projector = h + h * h * merge**2 + _linear(h, t, bias=bias) + _linear(t, t, bias=bias)
+        matrices = h * h * merge**2 + h * t + t * t
     else:
         projector = _llava_projector(outer, h, t)
-    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+        matrices = _llava_matrices(outer, h, t)
+    matrices += layers * (4 * h * inner + 3 * h * i)
+    return VisionTower(parameters=tower, projector_parameters=projector, matrices=matrices, hidden=h, layers=layers)
 
 
 def _llama4(keys: Keys, outer: Keys, t: int) -> VisionTower:
@@ -142,7 +164,8 @@ def _llama4(keys: Keys, outer: Keys, t: int) -> VisionTower:
     adapter = i * middle + middle * out
     tower = h + positions * h + 3 * patch**2 * h + 4 * h + layers * _encoder_layer(h, i) + adapter
     projector = keys.whole("vision_output_dim") * t
-    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+    matrices = 3 * patch**2 * h + layers * _encoder_matrices(h, i) + adapter + projector
+    return VisionTower(parameters=tower, projector_parameters=projector, matrices=matrices, hidden=h, layers=layers)
 
 
 def _mllama(keys: Keys, outer: Keys, t: int) -> VisionTower:
@@ -154,8 +177,11 @@ def _mllama(keys: Keys, outer: Keys, t: int) -> VisionTower:
     embedded = 1 + positions + ratios * tiles * positions + 2 * (1 + ratios * tiles * h)
     block = 4 * h + 4 * h * h + _linear(h, i) + _linear(i, h)
     tower = h + 3 * patch**2 * h + embedded + 4 * h + layers * block + gated * (block + 2)
-    projector = _linear(keys.whole("vision_output_dim"), t)
-    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers + gated)
+    out = keys.whole("vision_output_dim")
+    matrices = (layers + gated) * _encoder_matrices(h, i) + out * t
+    return VisionTower(
+        parameters=tower, projector_parameters=_linear(out, t), matrices=matrices, hidden=h, layers=layers + gated
+    )
 
 
 def _patches(keys: Keys, h: int, *, bias: bool = False) -> int:
@@ -169,16 +195,21 @@ def _qwen2(keys: Keys, outer: Keys, t: int) -> VisionTower:
     d = h * keys.whole("spatial_merge_size") ** 2
     tower = _patches(keys, h) + layers * (4 * h + _linear(h, 3 * h) + _linear(h, h) + _linear(h, i) + _linear(i, h))
     merger = 2 * h + _linear(d, d) + _linear(d, out)
-    return VisionTower(parameters=tower, projector_parameters=merger, hidden=h, layers=layers)
+    matrices = layers * _encoder_matrices(h, i) + d * d + d * out
+    return VisionTower(parameters=tower, projector_parameters=merger, matrices=matrices, hidden=h, layers=layers)
 
 
 def _qwen25(keys: Keys, outer: Keys, t: int) -> VisionTower:
     h, i, layers = keys.whole("hidden_size"), keys.whole("intermediate_size"), keys.whole("depth")
     d = h * keys.whole("spatial_merge_size") ** 2
     block = 2 * h + _linear(h, 3 * h) + _linear(h, h) + 2 * _linear(h, i) + _linear(i, h)
-    merger = h + _linear(d, d) + _linear(d, keys.whole("out_hidden_size"))
+    out = keys.whole("out_hidden_size")
     return VisionTower(
-        parameters=_patches(keys, h) + layers * block, projector_parameters=merger, hidden=h, layers=layers
+        parameters=_patches(keys, h) + layers * block,
+        projector_parameters=h + _linear(d, d) + _linear(d, out),
+        matrices=layers * (4 * h * h + 3 * h * i) + d * d + d * out,
+        hidden=h,
+        layers=layers,
     )
 
 
@@ -190,7 +221,8 @@ def _qwen3(keys: Keys, outer: Keys, t: int) -> VisionTower:
     merger = _linear(d, d) + _linear(d, out)
     deep = len(keys.items("deepstack_visual_indexes") or []) if keys.model_type == "qwen3_vl" else 0
     projector = 2 * h + merger + deep * (2 * d + merger)
-    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+    matrices = layers * _encoder_matrices(h, i) + (1 + deep) * (d * d + d * out)
+    return VisionTower(parameters=tower, projector_parameters=projector, matrices=matrices, hidden=h, layers=layers)
 
 
 def _sides(keys: Keys, name: str) -> tuple[int, int]:
@@ -220,7 +252,8 @@ def _internvl(keys: Keys, outer: Keys, t: int) -> VisionTower:
     tower = embedded + layers * block + (0 if keys.flag("use_mean_pooling", default=True) else 2 * h)
     merged = h * int(1 / outer.number("downsample_ratio", 0.5)) ** 2
     projector = 2 * merged + _linear(merged, t) + _linear(t, t)
-    return VisionTower(parameters=tower, projector_parameters=projector, hidden=h, layers=layers)
+    matrices = layers * _encoder_matrices(h, i) + merged * t + t * t
+    return VisionTower(parameters=tower, projector_parameters=projector, matrices=matrices, hidden=h, layers=layers)
 
 
 _TOWERS: dict[str, Callable[[Keys, Keys, int], VisionTower]] = {

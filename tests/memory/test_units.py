@@ -151,3 +151,14 @@ def test_trained_adapters_are_those_that_lora_reaches(method: str, model: str, t
     setup = TrainingSetup(model=model, method=method, lora_target=targets, lora_rank=16)
     parts = build_parts(setup, spec, resolve_regime(setup, spec))
     assert parts.trained == lora_parameters(spec, 16, setup.lora_target, dora=method == "dora")
+
+
+def test_bitsandbytes_packs_the_image_side_too() -> None:
+    """Linear modules of the tower and the projector; patches, positions, norms and biases keep their 16 bits."""
+    tower = resolve("Qwen2.5-VL-7B-Instruct").vision
+    assert tower is not None
+    whole, packed = (parts_of("Qwen2.5-VL-7B-Instruct", method=method).units[0] for method in ("lora", "qlora"))
+    assert whole.frozen == packed.frozen
+    left = packed.frozen_bytes - (whole.frozen_bytes - 2 * tower.matrices)
+    assert left == pytest.approx(tower.matrices * (0.5 + 1 / 64 + 4 / (64 * 256)), rel=1e-5)
+    assert 0.98 < tower.matrices / (tower.parameters + tower.projector_parameters) < 1

@@ -104,6 +104,9 @@ def test_vision_sides_equal_transformers(kind):
     vision = sum(p.numel() for name, p in model.named_parameters() if not any(word in name for word in text))
     ours = count(interpret(config))
     assert ours.vision + ours.projector == vision
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    matrices = sum(m.weight.numel() for name, m in linears.items() if not any(word in name for word in text))
+    assert interpret(config).vision.matrices == matrices
     assert ours.total == counted(model)
 
 
