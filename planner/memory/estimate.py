@@ -214,7 +214,7 @@ def _overheads(
         allocated_bytes=allocated, logits_bytes=loss,
         window_bytes=max(0, min(timeline.totals["backward"] - static, timeline.window)),
         gathered_bytes=_gathered(timeline), loss_phase_bytes=timeline.totals["loss"], apart_bytes=apart,
-        coverage=coverage, replayed_bytes=replayed,
+        idle_bytes=timeline.loss.idle, coverage=coverage, replayed_bytes=replayed,
         static_bytes=static, active_bytes=max(timeline.totals[phase] for phase in ("forward", "loss", "backward")),
     )  # fmt: skip
 

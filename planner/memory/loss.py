@@ -80,6 +80,7 @@ class LossBytes:
     repeated: int = 0  # a loop that names its logits holds the last micro batch's until the next ones exist
     outputs: int = 0  # logits that a hand-written loop's name holds until backward is over
     converted: int = 0  # when the outputs are made fp32
+    idle: int = 0  # freed before backward, in blocks too small for anything that backward makes: reserved, not alive
     head_gradient: int = 0  # chunk by chunk, the head's gradient so far and the next chunk's exist together
 
 
@@ -128,11 +129,14 @@ def loss_bytes(setup: TrainingSetup, spec: ModelSpec, regime: Regime, tokens: in
     # one sequence without its last token is contiguous already, so it is not copied
     alone = setup.stage in ("pt", "sft") and tokens == setup.seq_len
     viewed = SHIFTED_COPY.get(regime.loss, 0) if alone else 0
+    # torchtitan's train.py (December 2024) deletes its prediction, 16-bit logits; backward asks for blocks of fp32
+    deleted = 2 if setup.engine == "torchtitan" and regime.compute != "fp32" else 0
     return LossBytes(
         forward=(curve.forward - viewed + capped) * vocab * tokens,
         backward=(curve.backward + capped) * vocab * tokens if curve.backward else 0,
         head=curve.head * vocab * tokens,
         converted=curve.converted * vocab * tokens,
+        idle=deleted * vocab * tokens,
         outputs=(4 if regime.head == "fp32" else 2) * vocab * tokens if setup.engine in HAND_WRITTEN else 0,
     )
 

@@ -155,19 +155,21 @@ def _loss_share(setup: TrainingSetup) -> float:
 
 
 def reserved_bytes(
-    setup: TrainingSetup, allocated: int, *, logits: int, window: int, gathered: int, loss_phase: int, apart: int
-) -> int:
+    setup: TrainingSetup, allocated: int, *, logits: int, window: int, gathered: int, loss_phase: int, apart: int,
+    idle: int = 0,
+) -> int:  # fmt: skip
     """The caching allocator's peak with unlimited memory.
 
     Three things keep blocks of one size from serving another: the loss's buffers differ in size from each other (the
-    phase of the loss counts with a share of them on top), blocks of one purpose seldom serve another (``apart``), and
-    unsharded groups are gathered on a stream of their own, whose blocks other streams cannot take.
+    phase of the loss counts with a share of them on top, ``idle`` are blocks that nothing later fits into), blocks of
+    one purpose seldom serve another (``apart``), and unsharded groups are gathered on a stream of their own, whose
+    blocks other streams cannot take.
     """
     table = rules()["cache"]
     live = max(
         allocated + int(table["apart"] * max(apart - allocated, 0)), loss_phase + int(_loss_share(setup) * logits)
     )
-    return live + int(table["base_mib"]) * MIB + int(table["window"] * window + table["gathered"] * gathered)
+    return live + idle + int(table["base_mib"]) * MIB + int(table["window"] * window + table["gathered"] * gathered)
 
 
 @lru_cache(maxsize=256)
@@ -211,6 +213,7 @@ def overheads(
     gathered_bytes: int = 0,
     loss_phase_bytes: int = 0,
     apart_bytes: int = 0,
+    idle_bytes: int = 0,
     static_bytes: int = 0,
     active_bytes: int | None = None,
     replayed_bytes: int | None = None,
@@ -221,8 +224,9 @@ def overheads(
 
     ``logits_bytes`` are the loss's buffers, ``window_bytes`` what one layer needs in backward, ``gathered_bytes`` the
     unsharded groups alive together, ``loss_phase_bytes`` all live bytes of the loss phase, ``apart_bytes`` the sum over
-    the parts of a breakdown of each part's largest size in any phase; ``static_bytes`` are weights and optimizer
-    states, ``active_bytes`` the peak of forward, loss and backward with them (None: ``allocated_bytes``).
+    the parts of a breakdown of each part's largest size in any phase; ``idle_bytes`` are blocks of the loss's forward
+    pass that nothing later fits into; ``static_bytes`` are weights and optimizer states, ``active_bytes`` the peak of
+    forward, loss and backward with them (None: ``allocated_bytes``).
     ``replayed_bytes`` is the reservation that a replayed log found; None takes the formula's.
     ``expandable`` says that the job sets expandable segments.
     """
@@ -238,6 +242,7 @@ def overheads(
         gathered=gathered_bytes,
         loss_phase=loss_phase_bytes,
         apart=apart_bytes,
+        idle=idle_bytes,
     )
     if replayed_bytes is not None:
         reserved = replayed_bytes
