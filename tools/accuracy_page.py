@@ -21,6 +21,7 @@ from comparisons import WITHIN, Comparison, Judged, compare, judge_rows, origin,
 from held_out import held_out, is_fitted  # noqa: E402
 from measured_setups import FILES  # noqa: E402
 from misses import cause_of  # noqa: E402
+from required import Excess, excesses, medians  # noqa: E402
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 # A row is listed as missed beyond these: allocated memory is predicted, the other meters hold cache and context too.
@@ -67,6 +68,7 @@ def pages() -> dict[str, str]:
         stacks(compared),
         left_out_fits(compared),
         verdicts(judged),
+        required(judged),
         peers_section(compared),
         misses(compared),
         cards(judged),
@@ -172,6 +174,40 @@ def verdicts(judged: list[Judged]) -> str:
     words = Counter(one.estimate.verdict for one in judged if one.estimate and one.row.get("kind") == "OOM")
     told = ", ".join(f"{count} {word}" for word, count in sorted(words.items(), key=str))
     return "\n## Verdicts on each run's own card\n\n" + table(["", "rows"], lines) + f"\nRuns out of memory: {told}.\n"
+
+
+REQUIRED = """
+## Required memory
+
+`required_bytes` above the measured allocated peak, as shares of that peak; medians. A named card's capacity is the
+driver's total, of which CUDA offers 0.3 to 0.9 GiB less: that is counted in `required_bytes`, and not where a machine
+is probed, whose capacity is its free memory. The last column leaves it out.
+
+"""
+
+
+def required(judged: list[Judged]) -> str:
+    """Whether the bound holds, how wide it is, and what the width is made of."""
+    found = excesses(judged)
+    groups: dict[str, list[Excess]] = {}
+    for file in (*FILES, "all"):
+        for few, name in ((True, "one GPU"), (False, "several GPUs")):
+            groups[f"{file} · {name}"] = [one for one in found if file in (one.file, "all") and (one.gpus == 1) is few]
+    lines = []
+    for name, ones in groups.items():
+        if ones:
+            held = f"{sum(one.covered for one in ones)} of {len(ones)}"
+            lines.append([name, held, *(percent(share) for share in medians(ones).values())])
+    heads = [
+        "file, GPUs",
+        "hold peak and context",
+        "above",
+        "context, NCCL",
+        "withheld",
+        "the rest",
+        "above, as probed",
+    ]
+    return REQUIRED + table(heads, lines)
 
 
 def misses(compared: list[Comparison]) -> str:

@@ -65,6 +65,7 @@ CLASSES = {
     "moe_sharded": "mixtures of experts under FSDP1",
     "remote_code": "models with modelling code of their own",
     "loop": "engines with a training loop of their own on one GPU",
+    "litgpt": "litgpt on one GPU",
     "loop_sharded": "engines with a training loop of their own on several GPUs",
     "foreign": "engines without rules or measured runs here",
     "foreign_sharded": "engines without rules or measured runs here, on several GPUs",

@@ -7,6 +7,7 @@ import json
 import pytest
 from accuracy import MEASURES, Measure
 from comparisons import Comparison, Judged, compare, summary, wrong_verdicts
+from required import excesses, medians
 from trace_published import RESULT, published
 
 NOT_STATABLE = {
@@ -48,6 +49,17 @@ def test_intervals_are_ordered_and_hold_the_prediction(judged: list[Judged]) -> 
             continue
         for meter, (low, high) in one.estimate.interval.items():
             assert low <= getattr(one.estimate, meter) <= high, (one.name, meter)
+
+
+def test_required_memory_holds_the_measured_peak_and_the_context(judged: list[Judged], held_out: list[Judged]) -> None:
+    found = excesses([*judged, *held_out])
+    assert sum(one.covered for one in found) >= 0.99 * len(found) > 300
+
+
+def test_required_memory_of_one_gpu_is_not_wide(judged: list[Judged], held_out: list[Judged]) -> None:
+    """Above the measured allocated peak, beside what the driver withholds from every process."""
+    for rows in (judged, held_out):
+        assert medians([one for one in excesses(rows) if one.gpus == 1])["offered"] <= 0.12
 
 
 def test_held_out_rows_of_one_gpu_stay_close(held_out: list[Judged]) -> None:
