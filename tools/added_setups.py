@@ -94,6 +94,25 @@ def _swift(row: Row) -> Setup:
     return setup | {"lora_target": "all"}
 
 
+def _swift_of_2023(row: Row) -> Setup:
+    """ms-swift's first benchmark, around HF Trainer; without flash attention Qwen's own code takes SDPA with a mask."""
+    setup: Setup = {
+        "engine": "transformers",
+        "versions": {"transformers": "4.36"},
+        "optim": "adamw_torch",
+        "attention": "flash_attention_2" if row["attn"] == "flash_attention_2" else "sdpa",
+        "compute_dtype": "bf16",
+    }
+    if row["method"] == "full":
+        return setup | {"param_dtype": "bf16"}
+    targets = "all" if row["lora_targets"] == "all linear" else row["lora_targets"].split(",")
+    setup |= {"lora_target": targets, "adapter_dtype": "fp32", "lora_dropout": 0.05}
+    if row["quant_bits"]:
+        setup |= {"quantization_bit": row["quant_bits"]}
+        setup |= {"quantization_method": "bnb" if "bnb" in row["precision"] else "gptq"}
+    return setup
+
+
 def _atorch(row: Row) -> Setup:
     """ATorch's FSDP1 example around transformers of 2023: checkpoints by a wrapper, which leaves the cache on."""
     raise NotStatableError("the loop leaves use_cache on: its outputs hold every layer's keys and values")
@@ -203,6 +222,7 @@ def _torchtune(row: Row) -> Setup:
 STATERS: dict[str, Callable[[Row], Setup]] = {
     "peft-": _peft,
     "axolotl-": _axolotl,
+    "swift23-": _swift_of_2023,
     "swift-": _swift,
     "atorch-": _atorch,
     "llamarecipes-": _llama_recipes,

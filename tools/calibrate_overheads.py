@@ -112,8 +112,11 @@ class Seen:
         return overhead.overheads(self.setup, self.spec, self.machine, **self.asked | {"replayed_bytes": found})
 
 
-def look() -> list[Seen]:
-    """Every published row that has an estimate, with the arguments of its overheads."""
+def look(*, varied: bool = False) -> list[Seen]:
+    """Every published row that has an estimate, with the arguments of its overheads.
+
+    Batches are of one length, as in an estimate that knows nothing of the data: spreads are about those.
+    """
     calls: list[dict[str, Any]] = []
     logs: list[Reservation | None] = []
     real, real_log = overhead.overheads, replayed.reservation
@@ -136,7 +139,7 @@ def look() -> list[Seen]:
     for row in rows("published"):
         calls.clear()
         logs.clear()
-        judge_row(row)
+        judge_row(row, varied=varied)
         if calls:
             setup, spec, machine = calls[0]["places"]
             asked, log = calls[0]["named"], logs[0]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from measured_lengths import lengths_of
 from measured_setups import GPU, NotStatableError, Row, rows, statement
 
 from planner.errors import PlannerError
@@ -74,13 +75,13 @@ def judge_rows(*names: str) -> list[Judged]:
     return [judge_row(row) for row in rows(*names)]
 
 
-def judge_row(row: Row) -> Judged:
-    """One row estimated; a problem is kept as its sentence."""
+def judge_row(row: Row, *, varied: bool = True) -> Judged:
+    """One row estimated; a problem is kept as its sentence. ``varied``: batches have the lengths that it tells of."""
     try:
         setup = setup_from_mapping(statement(row), place=row["id"])
         spec = interpret(row["config"], id=setup.model) if row.get("file") == GPU else resolve(setup.model)
         machine = parse_machine(setup.gpus or "", None)
-        answer = estimate(setup, spec, machine)
+        answer = estimate(setup, spec, machine, lengths=lengths_of(row) if varied else ())
     except NotStatableError as problem:
         return Judged(row=row, problem=f"not statable: {problem}")
     except PlannerError as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.calibrate.apply import (
@@ -32,10 +33,11 @@ class Models:
         return calibrated_price(plain, self.local, setup, spec, machine, coverage)
 
     def estimate(
-        self, setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = 0.99, replayed: bool = True
-    ) -> Estimate:
+        self, setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = 0.99, replayed: bool = True,
+        lengths: Sequence[int] = (),
+    ) -> Estimate:  # fmt: skip
         """As planner.memory.estimate.estimate."""
-        plain = estimate(setup, spec, machine, coverage=coverage, replayed=replayed)
+        plain = estimate(setup, spec, machine, coverage=coverage, replayed=replayed, lengths=lengths)
         return calibrated_estimate(plain, self.local, setup, spec, machine)
 
     def speed(self, setup: TrainingSetup, spec: ModelSpec, machine: Machine) -> Speed | None:

@@ -5,6 +5,7 @@ Both run the same timeline; ``price`` keeps totals only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -64,12 +65,15 @@ def price(setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: 
 
 
 def estimate(
-    setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE, replayed: bool = True
-) -> Estimate:
+    setup: TrainingSetup, spec: ModelSpec, machine: Machine, *, coverage: float = COVERAGE, replayed: bool = True,
+    lengths: Sequence[int] = (),
+) -> Estimate:  # fmt: skip
     """The explained estimate of exactly this setup; bytes are integers, per GPU of the worst rank.
 
     ``replayed``: reserved and device memory come from the run's log under the caching allocator's own rules, which
-    takes some hundredths of a second; False takes the formula that the search uses.
+    takes some hundredths of a second; False takes the formula that the search uses. ``lengths`` are those of
+    consecutive micro batches where they differ and are known, ``seq_len`` among them: they move reserved and device
+    memory alone.
 
     ``spec`` and ``machine`` are what the setup's model and gpus stand for. A machine without GPUs (a driver that
     answers nothing) is priced as one unknown card: no capacity, no verdict.
@@ -77,7 +81,7 @@ def estimate(
     """
     worked = _work(setup, spec, machine, coverage=coverage)
     over, timeline = worked.overheads, worked.timeline
-    found = replayed_bytes(timeline, worked.allocated_bytes) if replayed else None
+    found = replayed_bytes(timeline, worked.allocated_bytes, lengths) if replayed else None
     if found is not None:
         over = _overheads(timeline, machine, worked.allocated_bytes, coverage, replayed=found)
     capacity = machine.smallest.capacity_bytes if machine.gpus else None

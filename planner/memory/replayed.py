@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.memory.allocator import replay
@@ -35,12 +36,16 @@ class Reservation:
         return reserved + (sharded_mib * MIB if self.sharded else 0)
 
 
-def reservation(timeline: Timeline, allocated_bytes: int) -> Reservation | None:
-    """The allocator's peak with unlimited memory; None where the log does not describe the run."""
+def reservation(timeline: Timeline, allocated_bytes: int, lengths: Sequence[int] = ()) -> Reservation | None:
+    """The allocator's peak with unlimited memory; None where the log does not describe the run.
+
+    ``lengths``: see ``StepLog``. Each length asks for blocks of its own size: those of shorter batches are too small
+    for the next longer one's, and stay in the cache.
+    """
     step = timeline.step
     if (step.setup.parallelism or "none") not in REPLAYED:
         return None
-    log = StepLog(timeline)
+    log = StepLog(timeline, lengths=lengths)
     events = log.run()
     answer = replay(events)
     if abs(answer.requested_peak_bytes / allocated_bytes - 1) > AGREES_WITHIN:
@@ -54,7 +59,7 @@ def reservation(timeline: Timeline, allocated_bytes: int) -> Reservation | None:
     )
 
 
-def replayed_bytes(timeline: Timeline, allocated_bytes: int) -> int | None:
+def replayed_bytes(timeline: Timeline, allocated_bytes: int, lengths: Sequence[int] = ()) -> int | None:
     """Reserved bytes of a run; None where its log cannot be written."""
-    found = reservation(timeline, allocated_bytes)
+    found = reservation(timeline, allocated_bytes, lengths)
     return None if found is None else found.bytes(**rules()["replay"])

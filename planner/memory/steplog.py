@@ -7,7 +7,10 @@ that makes it, optimizer states when the first step makes them, and the run take
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from planner.memory.allocator import Event
 from planner.memory.curves import BlockLog, Lines, block_log, final_norm
@@ -33,16 +36,21 @@ class LoggedLayer:
 
 
 class StepLog:
-    """Writes the events of a few steps."""
+    """Writes the events of a few steps.
 
-    def __init__(self, timeline: Timeline, *, steps: int = STEPS) -> None:
-        self.timeline, self.step, self.steps = timeline, timeline.step, steps
+    ``lengths`` are the tokens of consecutive micro batches' longest sequences; none: all are as long as the setup says.
+    """
+
+    def __init__(self, timeline: Timeline, *, steps: int = STEPS, lengths: Sequence[int] = ()) -> None:
+        self.timeline, self.step = timeline, timeline.step
+        self.each = min(2, timeline.step.setup.gradient_accumulation_steps)  # micro batches that a step logs
+        self.steps = math.ceil(len(lengths) / self.each) if lengths else steps
         self.events: list[Event] = []
         self.serial = 0
         self.layers = [layer for stretch in timeline.stretches for layer in [self._logged(stretch)] * stretch.number]
         setup = self.step.setup
         self.sharded = (setup.parallelism or "none") in FSDP
-        self.lengths = [setup.seq_len] * steps
+        self.lengths = cycle(lengths or (setup.seq_len,))
         self.root, self.layer, self.ahead = 0, 0, 1
         if self.sharded:
             self.root, self.layer = group_bytes(setup, self.step.regime, self.step.parts.units)
@@ -77,10 +85,10 @@ class StepLog:
         """The whole log."""
         self._load()
         states: list[int] = []
-        for number in range(self.steps):
+        for _ in range(self.steps):
             gradients = []
-            for micro in range(min(2, self.step.setup.gradient_accumulation_steps)):
-                gradients += self._micro_batch(self.lengths[number], accumulate=bool(micro))
+            for micro in range(self.each):
+                gradients += self._micro_batch(next(self.lengths), accumulate=bool(micro))
             if not states:
                 states = [self.born(size) for size in self._states()]
             self.dead(*[self.born(size) for size in self._temporaries()])

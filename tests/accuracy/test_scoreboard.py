@@ -9,6 +9,7 @@ import pytest
 from accuracy_peers import CLAIMS, stored
 from comparisons import Comparison, Judged, compare, judge_rows, origin, summary, wrong_verdicts
 from held_out import held_out, is_fitted
+from measured_lengths import FUDAN_NEWS, LEAST, drawn
 from measured_setups import FILES, MEASUREMENTS, rows
 from misses import misses
 
@@ -85,6 +86,21 @@ def test_adapters_of_peft_agree_on_one_length(added: list[Judged]) -> None:
     assert len(errors) == 17
     assert max(errors) - min(errors) <= 0.05
     assert abs(summary(errors)["median"]) <= 0.12
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_drawn_lengths_are_those_that_the_source_tells_of(cut: bool) -> None:
+    lengths = drawn(*FUDAN_NEWS, 1, 2048, cut=cut)
+    assert lengths == drawn(*FUDAN_NEWS, 1, 2048, cut=cut)
+    assert all(LEAST <= length <= 2048 for length in lengths)
+    assert lengths[-1] == 2048
+    assert (sum(length == 2048 for length in lengths) > len(lengths) / 2) is cut
+
+
+def test_batches_of_varying_length_explain_ms_swift(compared: list[Comparison]) -> None:
+    errors = [one.error for one in compared if one.id.startswith("swift-bench-")]
+    assert len(errors) == 28
+    assert summary(errors)["median"] < 0.15
 
 
 def test_added_rows_are_one_json_object_a_line() -> None:

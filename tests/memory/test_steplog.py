@@ -69,6 +69,33 @@ def test_longer_batches_reserve_more() -> None:
     assert len(sizes) == 4
 
 
+def kept(*lengths: int) -> int:
+    """Reserved bytes of a run whose micro batches have these lengths."""
+    setup = USUAL.but(packing=False)
+    return module.estimate(setup, resolve(NAME), parse_machine("1xA100-80GB", None), lengths=lengths).reserved_bytes
+
+
+def test_batches_that_grow_keep_the_blocks_of_the_shorter_ones() -> None:
+    rising = kept(256, 512, 768, 1024, 1280, 1536, 1792, 2048)
+    falling = kept(2048, 1792, 1536, 1280, 1024, 768, 512, 256)
+    assert rising > 1.2 * kept()
+    assert falling == pytest.approx(kept(), rel=0.05)  # what is shorter fits into what the longest left
+
+
+def test_lengths_move_reserved_and_device_memory_alone() -> None:
+    spec, machine = resolve(NAME), parse_machine("1xA100-80GB", None)
+    plain, varied = (module.estimate(USUAL, spec, machine, lengths=each) for each in ((), (512, 1024, 2048)))
+    ours, theirs = plain.to_dict(), varied.to_dict()
+    assert {key for key in ours if ours[key] != theirs[key]} == {"reserved_bytes", "device_bytes", "interval"}
+
+
+def test_accumulated_micro_batches_take_the_lengths_in_turn() -> None:
+    done = worked(USUAL.but(gradient_accumulation_steps=4))
+    log = StepLog(done.timeline, lengths=(256, 512, 1024, 2048))
+    assert (log.steps, log.each) == (2, 2)
+    assert replay(log.run()).requested_peak_bytes == pytest.approx(done.allocated_bytes, rel=0.03)
+
+
 PATHS: dict[str, tuple[str, dict[str, Any]]] = {
     "hf_4_49": ("hf_4_49", {"versions": {"transformers": "5.0"}}),
     "hf_4_48": ("hf_4_48", {"versions": {"transformers": "4.48"}}),
