@@ -4,9 +4,10 @@ Run by `make bench`. The trainer is the tests' own: a process for each core that
 for the others at every step, so that whoever takes a core for a moment holds up all of it.
 
 The pace is measured in turns, since other load on a machine drifts by more than what is looked for. First within one
-training, whose watch is halted every other few seconds (SIGSTOP) and goes on in between (SIGCONT): neighbouring turns
-are pairs. Then as whole trainings, alone and under `plan run` by turns. Of both: the median of the paired differences,
-with the interval of ranks that holds it at 95 %.
+training, whose watch is halted every other two seconds (SIGSTOP) and goes on in between (SIGCONT): neighbouring turns
+are pairs. A turn is timed from the last step before the signal, so that the look which the signal lets go counts.
+Then as whole trainings, alone and under `plan run` by turns. Of both: the median of the paired differences, with the
+interval of ranks that holds it at 95 %.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAINER = ROOT / "tests" / "run" / "trainer.py"
 CORES = min(8, os.cpu_count() or 1)
 ROUNDS = 1_000_000  # about 20 ms a step
-TURN_S, TURNS = 2.0, 30  # pairs of turns
+# A turn is as long as two looks of the watch: one as it goes on, one a second later; the next comes when it is halted.
+TURN_S, TURNS = 2.0, 60  # pairs of turns
 STEPS, PAIRS, LEFT_OUT = 200, 6, 20
 TRUST = 0.95
 ENDLESS = 1_000_000
+LAST_BYTES = 1 << 10  # some lines of the trainer's log
 
 
 class Taken(NamedTuple):
@@ -124,17 +127,19 @@ def _turn(folder: Path, planner: psutil.Process, watched_first: bool) -> float:
     """One turn with the watch and one without, in either order."""
     paces = {}
     for watched in (watched_first, not watched_first):
-        planner.send_signal(signal.SIGCONT if watched else signal.SIGSTOP)
-        paces[watched] = _pace_now(folder)
+        paces[watched] = _pace_after(folder, planner, signal.SIGCONT if watched else signal.SIGSTOP)
     planner.send_signal(signal.SIGCONT)
     return paces[True] / paces[False] - 1
 
 
-def _pace_now(folder: Path) -> float:
-    """Seconds a step from now on."""
-    before = len(_steps(folder))
+def _pace_after(folder: Path, planner: psutil.Process, number: int) -> float:
+    """Seconds a step from the last one before the signal on; only what was logged lately is read, in little time."""
+    start = max(0, _log(folder).stat().st_size - LAST_BYTES)
+    planner.send_signal(number)
+    at = time.time()
     time.sleep(TURN_S)
-    return _pace(_steps(folder)[before:])
+    times = _steps(folder, start)
+    return _pace([time for time in times if time <= at][-1:] + [time for time in times if time > at])
 
 
 # ---- whole trainings by turns
@@ -200,11 +205,19 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder / "plan" / "output", ignore_errors=True)
 
 
-def _steps(folder: Path) -> list[float]:
-    """When each step ended, by the trainer's own log."""
-    log = folder / "plan" / "output" / "trainer_log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-    return [json.loads(line)["at"] for line in lines if line.endswith("\n")]
+def _log(folder: Path) -> Path:
+    return folder / "plan" / "output" / "trainer_log.jsonl"
+
+
+def _steps(folder: Path, start: int = 0) -> list[float]:
+    """When each step ended, by the whole lines of the trainer's own log from that byte on."""
+    if not _log(folder).exists():
+        return []
+    with _log(folder).open("rb") as file:
+        file.seek(start)
+        text = file.read()
+    lines = text.splitlines(keepends=True)[1 if start else 0 :]
+    return [json.loads(line)["at"] for line in lines if line.endswith(b"\n")]
 
 
 def _pace(times: Sequence[float]) -> float:

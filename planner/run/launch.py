@@ -25,7 +25,7 @@ from planner.run.processes import (
 from planner.run.records import ProcessMark
 from planner.run.surroundings import secrets_of
 
-LOOK_S, DEEP_LOOK_S = 3.0, 10.0
+LOOK_S, DEEP_LOOK_S = 5.0, 30.0
 # A look reads of every process on the machine: where there are thousands, it comes more rarely.
 LOOK_SHARE = 1 / 500
 DRAIN_S = 5.0
@@ -42,6 +42,7 @@ class Engine:
         self._pump = pump
         self._known: set[ProcessMark] = {self.leader} if self.leader else set()
         self._look_at = self._deep_at = 0.0
+        self._began = time.monotonic()
         self._ended = _ending_of(process.pid)
 
     @property
@@ -69,18 +70,18 @@ class Engine:
     def processes(self) -> tuple[ProcessMark, ...]:
         """All processes of the run that lived at the last look.
 
-        Children are looked for every three seconds, every ten those that were left to init.
+        Children are looked for every five seconds, more often at first while it starts them; those that were left to
+        init every thirty.
         """
         start = time.monotonic()
         if start < self._look_at:
             return tuple(sorted(self._known))
-        if self.leader is not None:
-            self._known.update(descendants(self.leader))
-        self._look_at = _next_look(start, LOOK_S)
+        found = set(descendants(self.leader)) if self.leader is not None else set()
+        self._look_at = _next_look(start, min(LOOK_S, (start - self._began) / 2))
         if start >= self._deep_at:
-            self._known.update(marked(self._run_id))
+            found.update(marked(self._run_id))
             self._deep_at = _next_look(start, DEEP_LOOK_S)
-        self._known = set(living(self._known))
+        self._known = found.union(living(self._known - found))
         return tuple(sorted(self._known))
 
     def stop(self, *, grace_s: float = TERM_GRACE_S, hurry: Callable[[], bool] = lambda: False) -> list[ProcessMark]:

@@ -55,7 +55,7 @@ def descendants(mark: ProcessMark) -> list[ProcessMark]:
         children = process.children(recursive=True) if process else []
     except _GONE:
         return []
-    return [ProcessMark(child.pid, child.create_time()) for child in children if child.is_running()]
+    return [ProcessMark(child.pid, child.create_time()) for child in children]
 
 
 def marked(run_id: str) -> list[ProcessMark]:

@@ -48,10 +48,10 @@ class Tracker:
             return None
         if not self.has_log:  # what was printed of the same steps would count twice
             self._begin_log(entry.get("total_steps"))
-        self._step(entry["current_steps"], entry.get("total_steps"), at)
+        stepped = self._stepped(entry["current_steps"], entry.get("total_steps"), at)
         if self.first_step is not None and 0 < entry["current_steps"] < self.first_step:
             self.first_step = entry["current_steps"]  # the bar was read first, and had gone on
-        self._values(entry)
+        self.now = replace(self.now, **stepped, **self._stated(entry))
         return entry
 
     def _begin_log(self, total: Any) -> None:
@@ -81,7 +81,7 @@ class Tracker:
         self.marks += 1
         if self.has_log:
             return
-        self._values(entry)
+        self.now = replace(self.now, **self._stated(entry))
         if self.now.total_steps is None and "loss" in entry:
             self._waiting = dict(self._bars)
 
@@ -97,41 +97,44 @@ class Tracker:
         if self._waiting.get(of, done) < done:
             self._waiting, self.now = {}, replace(self.now, total_steps=of)
         if self.now.total_steps is not None and of == self.now.total_steps:
-            self._step(done, of, at)
+            self.now = replace(self.now, **self._stepped(done, of, at))
 
-    def _step(self, step: int, total: Any, at: float) -> None:
+    def _stepped(self, step: int, total: Any, at: float) -> dict[str, Any]:
+        """What a step changes; nothing where it is none that is new."""
         if self.now.step is not None and step <= self.now.step:
-            return
+            return {}
         self.marks += 1
         if self.first_step is None and step > 0:
             self.first_step = step
         if self._first is None or at == self._first[1]:
             self._first = (step, at)  # the last of those that were read at the first look
         known = total if isinstance(total, int) else self.now.total_steps
-        self.now = replace(self.now, step=step, total_steps=known, seconds_per_step=self._pace(step, at))
+        return {"step": step, "total_steps": known, "seconds_per_step": self._pace(step, at)}
 
     def _pace(self, step: int, at: float) -> float | None:
         if self._first is None or step <= self._first[0] or at <= self._first[1]:
             return self.now.seconds_per_step
         return (at - self._first[1]) / (step - self._first[0])
 
-    def _values(self, entry: dict[str, Any]) -> None:
+    def _stated(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """The fields that an entry states; a loss that is no number counts as sick, and the last good one stays."""
         now = self.now
-        loss = _number(entry.get("loss"))  # one that is no number counts as sick, and the last good one stays
-        self.now = replace(
-            now,
-            loss=loss if loss is not None and math.isfinite(loss) else now.loss,
-            losses=now.losses if loss is None or not math.isfinite(loss) else (*now.losses, loss)[-LOSSES_KEPT:],
-            eval_loss=_first_of(_number(entry.get("eval_loss")), now.eval_loss),
-            learning_rate=_first_of(_number(entry.get("lr", entry.get("learning_rate"))), now.learning_rate),
-            epoch=_first_of(_number(entry.get("epoch")), now.epoch),
-            tokens_per_s=_first_of(_number(entry.get("throughput")), now.tokens_per_s),
-            allocated_bytes=_most(_gib(entry.get("vram_allocated")), now.allocated_bytes),
-            reserved_bytes=_most(_gib(entry.get("vram_reserved")), now.reserved_bytes),
-            phases=_phases(entry.get("memory"), now.phases),
-        )
+        loss = _number(entry.get("loss"))
+        changes: dict[str, Any] = {
+            "eval_loss": _number(entry.get("eval_loss")),
+            "learning_rate": _number(entry.get("lr", entry.get("learning_rate"))),
+            "epoch": _number(entry.get("epoch")),
+            "tokens_per_s": _number(entry.get("throughput")),
+            "allocated_bytes": _most(_gib(entry.get("vram_allocated")), now.allocated_bytes),
+            "reserved_bytes": _most(_gib(entry.get("vram_reserved")), now.reserved_bytes),
+        }
+        if "memory" in entry:
+            changes["phases"] = _phases(entry["memory"], now.phases)
+        if loss is not None and math.isfinite(loss):
+            changes |= {"loss": loss, "losses": (*now.losses, loss)[-LOSSES_KEPT:]}
         if loss is not None:
             self.sick = 0 if math.isfinite(loss) else self.sick + 1
+        return {name: value for name, value in changes.items() if value is not None}
 
 
 def _phases(told: Any, known: dict[str, int]) -> dict[str, int]:
@@ -161,10 +164,6 @@ def _number(value: Any) -> float | None:
         return None if value is None or isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _first_of(new: float | None, old: float | None) -> float | None:
-    return old if new is None else new
 
 
 def _gib(value: Any) -> int | None:

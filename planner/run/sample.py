@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ from planner.hardware.ask_host import ask_cgroup
 from planner.run.records import GpuUse, HostUse, ProcessMark
 
 Reading = Mapping[str, Any]
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class GpuSampler:
@@ -62,12 +65,20 @@ class HostSampler:
 
     def now(self, processes: Iterable[ProcessMark]) -> HostUse:
         """Their sum now, and the most so far."""
-        used = 0
-        for mark in processes:
-            with suppress(psutil.Error):
-                used += psutil.Process(mark.pid).memory_info().rss
+        used = sum(_resident_bytes(mark.pid) for mark in processes)
         self._peak = max(self._peak, used)
         return HostUse(now_bytes=used, peak_bytes=self._peak, limit_bytes=self._limit)
+
+
+def _resident_bytes(pid: int) -> int:
+    """What a process holds in memory, zero where it has gone; on Linux from the one file that says it (proc(5))."""
+    try:
+        if sys.platform != "linux":
+            return int(psutil.Process(pid).memory_info().rss)
+        with Path(f"/proc/{pid}/statm").open("rb", buffering=0) as file:
+            return int(file.read(128).split()[1]) * _PAGE_BYTES
+    except (OSError, psutil.Error, IndexError):
+        return 0
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:

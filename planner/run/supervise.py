@@ -37,7 +37,7 @@ from planner.run.surroundings import redact, secrets_of, shown_command, shown_en
 from planner.run.tails import JsonlTail
 from planner.run.watch import Watch
 
-TICK_S = 1.0
+SAVE_S = 1.5  # what is only measured is written at every other look
 TRAINER_LOG = "trainer_log.jsonl"
 Show = Callable[[RunState], None]
 
@@ -56,6 +56,7 @@ class Supervisor:
         self._secrets = secrets_of(environment)
         self._prepare = Preparation(job, folder, options, environment)
         self._stops = 0
+        self._saved_at = 0.0
         self.setup = job.setup
         self._meter = MemoryMeter(job.devices(environment))
         self._gpus = GpuSampler(self._meter.read, job.capacities())
@@ -297,9 +298,12 @@ class Supervisor:
             ended_at=time.time(), processes=(),
         )  # fmt: skip
 
-    def _save(self, **changes: Any) -> None:
+    def _save(self, *, patience_s: float = 0.0, **changes: Any) -> None:
+        """The new state on the screen, and on disk unless the one that lies there is younger than the patience."""
         self.state = replace(self.state, updated_at=time.time(), **changes)
-        self.folder.save(self.state)
+        if time.monotonic() - self._saved_at >= patience_s:
+            self.folder.save(self.state)
+            self._saved_at = time.monotonic()
         self._show(self.state)
 
     def sample(self, watch: Watch) -> None:
@@ -313,9 +317,11 @@ class Supervisor:
             gpus={str(gpu.index): gpu.now_bytes for gpu in gpus},
             host_bytes=host.now_bytes,
         )
+        status: Status = "stopping" if self.is_stopping else self.state.status
+        news = (status, watch.checkpoint, processes) != (self.state.status, self.state.checkpoint, self.state.processes)
         self._save(
-            processes=processes, progress=now, gpus=gpus, host=host,
-            checkpoint=watch.checkpoint, status="stopping" if self.is_stopping else self.state.status,
+            processes=processes, progress=now, gpus=gpus, host=host, checkpoint=watch.checkpoint, status=status,
+            patience_s=0.0 if news else SAVE_S,
         )  # fmt: skip
 
 

@@ -64,10 +64,10 @@ class Watch:
         """Read what the trainer logged since the last look."""
         with self._lock:
             at = time.time()
-            for line in self._tail.new_lines():
-                entry = self.tracker.log_line(line, at)
-                if entry is not None:
-                    self.owner.folder.event("step", purpose=self._purpose, **entry)
+            read = (self.tracker.log_line(line, at) for line in self._tail.new_lines())
+            steps = [{"purpose": self._purpose, **entry} for entry in read if entry is not None]
+            if steps:
+                self.owner.folder.events("step", steps)
             marks = (self.tracker.marks, 0 if self.tracker.marks else self.engine.printed_bytes)
         if marks != self._marks:
             self._marks, self._alive_at = marks, time.monotonic()
