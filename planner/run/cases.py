@@ -116,6 +116,6 @@ LOST_PEERS = (
         r"(?:Read|Write) error \[([^\]]+)\].*(?:reset by peer|[Bb]roken pipe)|Connection reset by peer|"
         r"failed to send a keep-alive heartbeat",
         "a process on another machine ended, or the network to it broke",
-        "its own log there says why; start `plan run` again on every machine: all resume from the last checkpoint",
+        "its own log there says why; start `plan run` again on every machine",
     ),
 )

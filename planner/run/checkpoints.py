@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 _NAME = re.compile(r"^checkpoint-(\d+)$")
@@ -57,6 +58,7 @@ def set_unfinished_aside(output: Path) -> list[Path]:
         while target.exists():
             number += 1
             target = each.with_name(f"{each.name}{UNFINISHED}-{number}")
-        each.rename(target)
-        moved.append(target)
+        with suppress(FileNotFoundError):  # another machine of the run was first
+            each.rename(target)
+            moved.append(target)
     return moved

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from planner.errors import InputError
+from planner.errors import InputError, shown
 from planner.files import read_json_object
 from planner.plan.plan import Configuration, Plan, Request, RungReport
 from planner.training import TrainingSetup, setup_from_mapping
@@ -31,6 +31,24 @@ def folder_of(path: str) -> Path:
             hint="`plan --gpus ... --model ...` writes one; `plan run` with the same flags plans and runs at once",
         )
     return folder.resolve()
+
+
+def share_of(folder: Path, environment: Mapping[str, str], *, machine: Machine | None = None) -> str:
+    """Which machine of a plan over several this one is, as NODE_RANK says; empty where the plan is for one.
+
+    Raises InputError for a number that none of them has.
+    """
+    stated = read_json_object(str(folder / PLAN_FILE), place="plan").get("machine")
+    count = machine.nodes if machine else stated.get("nodes", 1) if isinstance(stated, dict) else 1
+    if not isinstance(count, int) or count < 2:
+        return ""
+    rank = environment.get("NODE_RANK", "") or "0"  # the preflight says where it is not set
+    if not rank.isdecimal() or int(rank) >= count:
+        raise InputError(
+            f"NODE_RANK {shown(rank)} is none of this plan's {count} machines: set it to 0 on the first, "
+            f"{count - 1} on the last"
+        )
+    return str(int(rank))
 
 
 def read_plan(folder: Path, *, machine: Machine | None = None) -> Plan:

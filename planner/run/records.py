@@ -134,7 +134,10 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """The whole of a run at one moment. ``on_cpu``: nothing that was predicted for a GPU is comparable."""
+    """The whole of a run at one moment. ``on_cpu``: nothing that was predicted for a GPU is comparable.
+
+    ``machine`` is the name of the one that it runs on: process numbers mean nothing on another.
+    """
 
     id: str
     folder: str
@@ -144,6 +147,7 @@ class RunState:
     started_at: float
     prediction: Prediction
     on_cpu: bool = False
+    machine: str = ""
     fingerprint: str = ""
     supervisor: ProcessMark | None = None
     processes: tuple[ProcessMark, ...] = ()

@@ -199,14 +199,15 @@ def _is_run(path: Path) -> bool:
 
 
 @contextmanager
-def only_run(plan_folder: Path, words: str) -> Iterator[None]:
+def only_run(plan_folder: Path, words: str, *, share: str = "") -> Iterator[None]:
     """Hold the plan's folder for this process. The kernel lets go of it however the process ends.
 
-    Raises InputError where another one holds it.
+    ``share`` names one machine's part of a run over several, which all work in the same folder. Raises InputError where
+    another one holds it.
     """
     import fcntl
 
-    path = plan_folder / RUNS / ".lock"
+    path = plan_folder / RUNS / (f".lock-{share}" if share else ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")

@@ -69,6 +69,7 @@ class Supervisor:
             status="preparing",
             started_at=time.time(),
             supervisor=mark_of(os.getpid()),
+            machine=socket.gethostname(),
             prediction=prediction_of(job),
             on_cpu=job.on_cpu,
             fingerprint=fingerprint(job),
@@ -288,7 +289,8 @@ class Supervisor:
 
     def _resume_words(self) -> str:
         words = ("plan", "run", _from_here(self.job.folder), *self.options.again)
-        return f"resume with: {shlex.join(words)}"
+        where = " on every machine" if self.job.plan.machine.nodes > 1 else ""
+        return f"resume{where} with: {shlex.join(words)}"
 
     def _end(self, status: Status, code: int, message: str, next_step: str) -> None:
         self.folder.give_up_reserve()

@@ -317,13 +317,18 @@ def test_a_port_that_somebody_listens_on() -> None:
     assert port_taken(port) is None
 
 
-def test_a_training_that_was_started_by_hand(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("share", "belongs"), [("0", True), ("1", False), (None, False)])
+def test_a_training_that_was_started_by_hand(tmp_path: Path, share: str | None, belongs: bool) -> None:
+    """For the share of NODE_RANK 1, a process of share 0 belongs to the run."""
     words = [sys.executable, "-c", "print(flush=True); import time; time.sleep(600)"]
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) as going:
+    ranked = {name: value for name, value in os.environ.items() if name != "NODE_RANK"}
+    ranked |= {"NODE_RANK": share} if share else {}
+    with subprocess.Popen(words, cwd=tmp_path, env=ranked, stdout=subprocess.PIPE) as going:
         assert going.stdout is not None
         going.stdout.readline()
         try:
             assert [number for number, _ in working_in(tmp_path)] == [going.pid]
+            assert [number for number, _ in working_in(tmp_path, beside="1")] == ([] if belongs else [going.pid])
         finally:
             going.kill()
     assert working_in(tmp_path) == ()

@@ -57,8 +57,9 @@ class Place:
         assert done.returncode == 0, done.stderr
         self.environment = engine.environment(PYTHONPATH=str(ROOT), VRAMPLAN_HOME=str(path / "home"))
 
-    def plan(self, name: str, *flags: str, gpus: int = 1) -> Path:
-        words = [sys.executable, "-m", "planner", "--gpus", f"{gpus}x24GB", "--model", str(self.model)]
+    def plan(self, name: str, *flags: str, gpus: int | str = 1) -> Path:
+        cards = gpus if isinstance(gpus, str) else f"{gpus}x24GB"
+        words = [sys.executable, "-m", "planner", "--gpus", cards, "--model", str(self.model)]
         words += ["--seq-len", "64", "--global-batch", "8", "--out", str(self.path / name), *flags]
         done = subprocess.run(words, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -55,10 +55,11 @@ def cli(words: list[str]) -> int:
 
 
 def torchrun(words: list[str]) -> int:
-    count = int(os.environ["NPROC_PER_NODE"])
+    count, node = int(os.environ["NPROC_PER_NODE"]), int(os.environ.get("NODE_RANK", "0"))
+    world = count * int(os.environ.get("NNODES", "1"))
     workers = []
     for rank in range(count):
-        ranked = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(count)}
+        ranked = {**os.environ, "RANK": str(node * count + rank), "WORLD_SIZE": str(world)}
         command = [sys.executable, __file__, "worker", *words]
         workers.append(subprocess.Popen(command, env=ranked, start_new_session=True))
 

@@ -48,17 +48,21 @@ def _run(
     """
     values = every(values, (*PLAN_FLAGS, *RUN_FLAGS))
     _options(values)  # what is wrong is said before anything is written
+    import os
     import time
 
     from planner.cli.io import say
-    from planner.cli.run_source import source_of
+    from planner.cli.run_source import saved_machine, source_of
+    from planner.run.read_plan import share_of
     from planner.run.state import only_run
 
     source = source_of(plan, values)
     say(f"engine:  {source.engine}")
     values["python"] = source.python or values["python"]
-    with only_run(source.folder, time.strftime("since %H:%M on %Y-%m-%d")):
-        return _run_folder(source, values, _options(values))
+    share = share_of(source.folder, os.environ, machine=saved_machine(values))
+    words = time.strftime("since %H:%M on %Y-%m-%d") + (f" as NODE_RANK {share}" if share else "")
+    with only_run(source.folder, words, share=share):
+        return _run_folder(source, values, _options(values), shared=bool(share))
 
 
 run_command = with_flags(_run, (*RUN_FLAGS, *(flag for flag in PLAN_FLAGS if flag.name != "version")), hide_rare=True)
@@ -98,7 +102,7 @@ def _number(text: str | None, place: str, default: float, *, whole: bool = False
     return number
 
 
-def _run_folder(source: Source, values: dict[str, Any], options: Options) -> int:
+def _run_folder(source: Source, values: dict[str, Any], options: Options, *, shared: bool) -> int:
     """Everything that happens while the plan's folder is this process's own."""
     import os
 
@@ -111,7 +115,7 @@ def _run_folder(source: Source, values: dict[str, Any], options: Options) -> int
     from planner.search.rungs import load_ladder
 
     load_ladder().require_known(options.consent, place="--allow: rung")
-    for sentence in recover_all(source.folder):
+    for sentence in recover_all(source.folder, shared=shared):
         say(f"warning: {sentence}")
     job = load_job(source.folder, parse_settings(tuple(values["set"] or ())), machine=saved_machine(values))
     for sentence in (*(() if values["demo"] else job.edits), *job.warnings):  # the demo's pace is its own

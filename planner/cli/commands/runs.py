@@ -54,6 +54,7 @@ def _entry(state: RunState) -> dict[str, Any]:
         "status": "lost" if lost else state.status,
         "title": state.title,
         "folder": state.folder,
+        "machine": state.machine or None,
         "step": state.progress.step,
         "total_steps": state.progress.total_steps,
         "exit_code": state.exit_code,
@@ -64,6 +65,7 @@ def _entry(state: RunState) -> dict[str, Any]:
 
 def _table(states: list[RunState]) -> Any:
     from planner.cli.tables import plain_table
+    from planner.run.recover import is_here
 
     table = plain_table("Runs")
     for heading in ("run", "status", "step"):
@@ -74,7 +76,8 @@ def _table(states: list[RunState]) -> Any:
         left = entry["still_running"]
         status = f"lost, {len(left)} still running" if left else entry["status"]
         step = "" if entry["step"] is None else f"{entry['step']} of {entry['total_steps'] or '?'}"
-        table.add_row(state.id, status, step, f"{state.title}\n{state.folder}")
+        where = state.folder if is_here(state) else f"{state.folder}\non {state.machine}"
+        table.add_row(state.id, status, step, f"{state.title}\n{where}")
     return table
 
 
@@ -128,7 +131,7 @@ def stop_command(run: Annotated[str | None, _RUN] = None, json_output: Annotated
 def _stopped(path: Path, state: RunState) -> str:
     """Stop the run as far as there is something to stop; what came of it."""
     from planner.run.processes import send
-    from planner.run.recover import is_lost, recover
+    from planner.run.recover import is_here, is_lost, recover
     from planner.run.state import RunFolder
 
     if not state.is_active:
@@ -137,7 +140,7 @@ def _stopped(path: Path, state: RunState) -> str:
         found = recover(path, state)
         return f"the planner of run {state.id} was killed; {len(found)} processes that it had left were ended"
     RunFolder(path).ask_to_stop()
-    if state.supervisor is not None:
+    if state.supervisor is not None and is_here(state):
         send(state.supervisor, signal.SIGTERM)
     state = _wait(path, state)
     return f"run {state.id}: {state.message or state.status}\n{state.next_step}"

@@ -225,7 +225,7 @@ def _output(job: Job) -> OutputFacts:
         torn=len(found) - whole,
         models=_models_in(output),
         unwritable=_unwritable(output),
-        others=working_in(job.folder),
+        others=working_in(job.folder, beside=os.environ.get("NODE_RANK") if job.plan.machine.nodes > 1 else None),
     )
 
 
@@ -250,13 +250,21 @@ def _unwritable(output: Path) -> str | None:
     return None
 
 
-def working_in(folder: Path) -> tuple[tuple[int, str], ...]:
-    """Python processes whose working folder is the plan's: a training that was started by hand."""
+def working_in(folder: Path, *, beside: str | None = None) -> tuple[tuple[int, str], ...]:
+    """Python processes whose working folder is the plan's: a training that was started by hand.
+
+    ``beside``: NODE_RANK of this share of a run over several machines; processes of another share belong to it.
+    """
     own = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             words = process.cmdline() if process.pid not in own and process.cwd() == str(folder) else []
-            if words and "python" in Path(words[0]).name:
+            if words and "python" in Path(words[0]).name and not _is_share_beside(process, beside):
                 found.append((process.pid, process.name()))
     return tuple(found)
+
+
+def _is_share_beside(process: psutil.Process, own: str | None) -> bool:
+    rank = process.environ().get("NODE_RANK") if own is not None else None
+    return rank is not None and rank != own
