@@ -251,6 +251,8 @@ def _promises(report: dict[str, Any]) -> Table:
 
 
 def _attempts(report: dict[str, Any]) -> Table:
+    from rich.text import Text
+
     from planner.cli.tables import plain_table
 
     table = plain_table("Attempts")
@@ -258,7 +260,7 @@ def _attempts(report: dict[str, Any]) -> Table:
     for heading in ("what", "batch", "steps", "ended"):
         table.add_column(heading, overflow="fold", no_wrap=heading in ("batch", "steps"))
     for each in report["attempts"]:
-        table.add_row(*_attempt_cells(each))
+        table.add_row(*map(Text, _attempt_cells(each)))  # [rank0] in a log is no markup
     return table
 
 

@@ -96,8 +96,15 @@ LATER_CASES = (
     ),
 )
 
-# On several machines: a rank elsewhere is gone. What ended it stands in that machine's log, not here.
-LOST_PEERS = (
+# On several machines: folders that are not the same one, or a rank elsewhere that is gone. What ended that rank stands
+# in its machine's log, not here.
+SEVERAL_MACHINES = (
+    Case(
+        "not_shared",
+        r"Parent directory (\S*checkpoint-\d\S*) does not exist|No such file or directory: '([^']*checkpoint-\d[^']*)'",
+        "this machine does not see the checkpoint that another one writes ({0}): their folders are not the same one",
+        "put the plan's folder on storage that all machines see, at the same path on each, and start all of them again",
+    ),
     Case(
         "lost_peer",
         r"(Timed out after \d+ seconds waiting for clients[^\n]*)",

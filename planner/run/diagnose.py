@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from planner.run.cases import CASES, LATER_CASES, LOST_PEERS, Case
+from planner.run.cases import CASES, LATER_CASES, SEVERAL_MACHINES, Case
 from planner.run.oom import Oom, find_oom
 from planner.run.records import Diagnosis
 from planner.units import GIB, MIB, show_gib
@@ -67,7 +67,7 @@ def diagnose(evidence: Evidence) -> Diagnosis | None:
         _killed_for_memory,
         lambda each: _by_case(each, CASES),
         _killed,
-        lambda each: _by_case(each, LOST_PEERS if each.nodes > 1 else ()),
+        lambda each: _by_case(each, SEVERAL_MACHINES if each.nodes > 1 else ()),
         lambda each: _by_case(each, LATER_CASES),
     )
     return next((found for look in looks if (found := look(evidence)) is not None), None) or _unknown(evidence)

@@ -14,11 +14,11 @@ from rich.console import Console
 from planner.cli.live import PlainLines
 from planner.cli.show_run import duration, plain_line, report_screen, run_view, sparkline
 from planner.run.page import page, rows_of
-from planner.run.records import GpuUse, HostUse, Progress
+from planner.run.records import Diagnosis, GpuUse, HostUse, Progress
 from planner.run.report import points_of, report_of
 from planner.svg import Level, Line, chart, thinned, ticks
 from planner.units import GIB
-from tests.run.states import running
+from tests.run.states import attempt, running
 
 
 def shown(renderable: Any, width: int = 80) -> str:
@@ -95,6 +95,14 @@ def test_the_report_compares_what_was_promised_with_what_came() -> None:
     assert "the longest batch" in text
     assert "micro_batch_size 4 becomes 2" in text
     assert "checkpoint-100;" in text
+
+
+def test_what_a_log_says_in_brackets_stays_on_the_screen() -> None:
+    cause = "the engine ended with status 1: [rank1]: RuntimeError: [/bold] of :smile:"
+    broken = attempt(1, ended_at=1900.0, exit_status=1, diagnosis=Diagnosis(kind="unknown", cause=cause, next_step=""))
+    found = report_of(running(status="failed", message=cause, attempts=(broken,)), {}, [])
+    for text in (shown(report_screen(found, None), width=200), shown(run_view(running(message=cause)), width=200)):
+        assert cause in text
 
 
 def test_on_the_cpu_nothing_is_compared_with_a_gpu() -> None:

@@ -64,6 +64,8 @@ def _entry(state: RunState) -> dict[str, Any]:
 
 
 def _table(states: list[RunState]) -> Any:
+    from rich.text import Text
+
     from planner.cli.tables import plain_table
     from planner.run.recover import is_here
 
@@ -77,7 +79,7 @@ def _table(states: list[RunState]) -> Any:
         status = f"lost, {len(left)} still running" if left else entry["status"]
         step = "" if entry["step"] is None else f"{entry['step']} of {entry['total_steps'] or '?'}"
         where = state.folder if is_here(state) else f"{state.folder}\non {state.machine}"
-        table.add_row(state.id, status, step, f"{state.title}\n{where}")
+        table.add_row(*map(Text, (state.id, status, step, f"{state.title}\n{where}")))
     return table
 
 
@@ -125,7 +127,9 @@ def stop_command(run: Annotated[str | None, _RUN] = None, json_output: Annotated
     if json_output:
         write_out(document(_entry(load_state(path))))
     else:
-        screen(sentence)
+        from rich.text import Text
+
+        screen(Text(sentence))
 
 
 def _stopped(path: Path, state: RunState) -> str:
