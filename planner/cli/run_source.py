@@ -33,6 +33,12 @@ def source_of(plan: str | None, values: dict[str, Any]) -> Source:
     """Raises InputError for words that contradict each other, NothingFitsError where a plan has no choice."""
     if values["demo"]:
         return _demo(plan, values)
+    if plan is None and not given(values, PLAN_FLAGS):
+        raise InputError(
+            "no plan is named, and --model is missing to make one",
+            hint="`plan run DIR` runs the folder that `plan` wrote, `plan run --model 7B` plans and runs at once, "
+            "`plan run --demo` shows how it goes",
+        )
     return _taken(plan, values) if plan is not None else _planned(values)
 
 

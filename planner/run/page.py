@@ -76,7 +76,7 @@ def page(report: Mapping[str, Any], points: Sequence[Point]) -> str:
 
 
 def charts(report: Mapping[str, Any], points: Sequence[Point]) -> list[tuple[str, str]]:
-    """Memory of the GPUs, host memory and loss over time."""
+    """Memory of the GPUs, host memory and loss over time; that of the longest batch is of made-up samples, and left out."""
     unit, scale = _time_unit(points)
     names = sorted({index for point in points for index in point.gpu_bytes}, key=lambda name: (len(name), name))
     gpus = [
@@ -90,7 +90,9 @@ def charts(report: Mapping[str, Any], points: Sequence[Point]) -> list[tuple[str
     capacity = report["predicted"].get("capacity_bytes")
     levels += [Level(name=f"capacity {show_gib(capacity)}", y=gib(capacity))] if capacity else []
     host = [(p.at_s / scale, gib(p.host_bytes)) for p in points if p.host_bytes is not None]
-    loss = [(p.at_s / scale, p.loss) for p in points if p.loss is not None and p.loss == p.loss]
+    made_up = {each["number"] for each in report["attempts"] if each["purpose"] == "rehearsal"}
+    trained = [p for p in points if p.attempt not in made_up]
+    loss = [(p.at_s / scale, p.loss) for p in trained if p.loss is not None and p.loss == p.loss]
     return [
         ("GPU memory", chart(gpus, levels, y_unit="GiB", x_unit=unit)),
         ("Loss", chart([Line(name="loss", points=loss)], (), y_unit="loss", x_unit=unit, from_zero=False)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,11 @@ def folder_of(path: str) -> Path:
     place = Path(path).expanduser()
     folder = place.parent if place.name == PLAN_FILE else place
     if not (folder / PLAN_FILE).is_file():
+        above = place.is_file() and (place.parent / PLAN_FILE).is_file()
+        hint = "`plan --gpus ... --model ...` writes one; `plan run` with the same flags plans and runs at once"
         raise InputError(
             f"{path!r} is not the folder of a plan: it has no {PLAN_FILE}",
-            hint="`plan --gpus ... --model ...` writes one; `plan run` with the same flags plans and runs at once",
+            hint=f"it lies in one: plan run {shlex.quote(str(place.parent))}" if above else hint,
         )
     return folder.resolve()
 

@@ -20,7 +20,7 @@ from planner.hardware.ask_nvml import MemoryMeter
 from planner.run.attempt import Options, Preparation, Way
 from planner.run.background import in_background
 from planner.run.carry import fingerprint, first_way
-from planner.run.checkpoints import last_whole
+from planner.run.checkpoints import last_whole, step_of
 from planner.run.diagnose import Evidence, diagnose
 from planner.run.heal import Change, GiveUp, Situation, remedy
 from planner.run.job import Command, Job
@@ -119,7 +119,7 @@ class Supervisor:
         while True:
             diagnosis, lines = self._attempt(purpose, way)
             if diagnosis is None and purpose == "training":
-                return self._end("finished", EXIT_FITS, "the training has finished", "")
+                return self._end("finished", EXIT_FITS, self._finished(), "")
             if diagnosis is None:
                 purpose, way = "training", replace(way, change="")
                 continue
@@ -269,6 +269,12 @@ class Supervisor:
         )
 
     # ---- endings
+
+    def _finished(self) -> str:
+        last = self.state.attempts[-1]
+        if last.resumed_from and last.last_step in (None, step_of(Path(last.resumed_from))):
+            return f"nothing was left to train: {Path(last.resumed_from).name} is of the last step"
+        return "the training has finished"
 
     def _stopped(self) -> None:
         self._end("stopped", EXIT_INTERRUPTED, f"the run was stopped{self._kept()}", self._resume_words())

@@ -53,6 +53,8 @@ def test_a_run_to_its_end(desk: Desk) -> None:
     report = json.loads((runs_of(folder)[0] / "report.json").read_text())
     assert report["measured"]["tokens_per_s"] == 1234.5
     assert not (runs_of(folder)[0] / "longest-batch").exists()
+    assert desk.run(folder) == 0
+    assert desk.state(folder).message == "nothing was left to train: checkpoint-12 is of the last step"
 
 
 def test_out_of_memory_heals_resumes_and_keeps_the_effective_batch(desk: Desk, fault: Fault) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from planner.cli.live import PlainLines
 from planner.cli.show_run import duration, plain_line, report_screen, run_view, sparkline
-from planner.run.page import page, rows_of
+from planner.run.page import charts, page, rows_of
 from planner.run.records import Diagnosis, GpuUse, HostUse, Progress
 from planner.run.report import points_of, report_of
 from planner.svg import Level, Line, chart, thinned, ticks
@@ -122,6 +122,16 @@ def test_the_page_is_whole_and_escapes_what_it_shows() -> None:
     for part in text.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + part.split("</svg>")[0] + "</svg>")
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_loss_of_the_longest_batch_is_not_plotted() -> None:
+    """Its samples are made up: on the page loss begins with the training."""
+    samples = [{"at": 1000.0 + at, "attempt": 1 if at < 60 else 2, "loss": 99.0 if at < 60 else 2.0 - at / 1000}
+               for at in range(0, 600, 10)]  # fmt: skip
+    points = points_of(samples, 1000.0)
+    drawn = dict(charts(report(), points))["Loss"]
+    assert len(drawn.partition('points="')[2].partition('"')[0].split()) == 54
+    assert ">99<" not in drawn
 
 
 def test_a_page_without_samples_has_no_plots() -> None:

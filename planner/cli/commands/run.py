@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,7 +78,7 @@ def _options(values: dict[str, Any]) -> Options:
         stall_minutes=_number(values["stall_minutes"], "--stall-minutes", 30),
         skip_worst_case=bool(values["skip_worst_case"]),
         consent=comma_list(values["allow"]),
-        names=tuple(sorted(comma_list(values["env"]))),
+        names=_names(values["env"]),
         again=_again(values),
     )
 
@@ -90,6 +91,19 @@ def _again(values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _names(stated: list[str] | None) -> tuple[str, ...]:
+    """Names of variables to pass; a value behind one would be lost."""
+    names = tuple(sorted(comma_list(stated)))
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            bare = name.partition("=")[0]
+            hint = (
+                f"its value comes from the environment: {bare}=... plan run ... --env {bare}" if "=" in name else None
+            )
+            raise InputError(f"--env {shown(name)} is not the name of a variable", hint=hint)
+    return names
+
+
 def _number(text: str | None, place: str, default: float, *, whole: bool = False) -> Any:
     if text is None:
         return default
@@ -98,7 +112,8 @@ def _number(text: str | None, place: str, default: float, *, whole: bool = False
     except ValueError:
         number = -1
     if not 0 <= number < 1e9 or (not whole and number == 0):
-        raise InputError(f"{place} {shown(text)} is not a number to use: write one such as {default:g}")
+        kind = "a whole one, 0 or more" if whole else "one above 0"
+        raise InputError(f"{place} {shown(text)} is not a number to use: write {kind}, such as {default:g}")
     return number
 
 
@@ -121,6 +136,9 @@ def _run_folder(source: Source, values: dict[str, Any], options: Options, *, sha
     for sentence in (*(() if values["demo"] else job.edits), *job.warnings):  # the demo's pace is its own
         say(f"note: {sentence}")
     rehearses = can_rehearse(job.setup) and not options.skip_worst_case
+    for name in options.names:
+        if name not in os.environ:
+            say(f"warning: --env {name}: no such variable is set here")
     refused = _judge(job, anyway=bool(values["anyway"]), rehearses=rehearses)
     if refused is not None:
         raise refused
