@@ -49,7 +49,9 @@ _ROOT = re.compile(r"Root Cause \(first observed failure\)")
 _ROOT_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)\s*\(pid: (\d+)\)")
 _WORKER_EXIT = re.compile(r"failed \(exitcode: (-?\d+)\).*?\(pid: (\d+)\)")
 _LAUNCHERS = re.compile(r"CalledProcessError|ChildFailedError")
-_ERROR_LINE = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt|Warning: FATAL)\b.*)$")
+_ERROR_LINE = re.compile(
+    r"^(?:\[rank\d+\]:\s*)?((?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt|Warning: FATAL)\b.*|[\w.-]+: error: .*)$"
+)
 
 
 def diagnose(evidence: Evidence) -> Diagnosis | None:

@@ -76,7 +76,7 @@ def page(report: Mapping[str, Any], points: Sequence[Point]) -> str:
 
 
 def charts(report: Mapping[str, Any], points: Sequence[Point]) -> list[tuple[str, str]]:
-    """Memory of the GPUs, host memory and loss over time; that of the longest batch is of made-up samples, and left out."""
+    """Memory of the GPUs, host memory and loss over time; the longest batch has a loss of made-up samples: left out."""
     unit, scale = _time_unit(points)
     names = sorted({index for point in points for index in point.gpu_bytes}, key=lambda name: (len(name), name))
     gpus = [

@@ -244,6 +244,9 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"output": OutputFacts(shown="output", others=((41, "python"),))}, "folder", "failed", "python (41) works"),
     ({"port_taken": "address already in use"}, "port", "failed", "29500 is not free (address already in use)"),
     ({"planned": THREE_NODES}, "machines", "warned", "2 more take part"),
+    ({"planned": THREE_NODES, "first_machine": "nod1", "unresolved": "name or service not known"}, "machines", "failed",
+     "MASTER_ADDR 'nod1' leads nowhere from here (name or service not known); set it to the first machine's address"),
+    ({"port": None, "no_port": "abc"}, "port", "failed", "MASTER_PORT 'abc' is no port; set it to a number from 1"),
     ({"planned": THREE_NODES, "unset": ("NODE_RANK", "MASTER_ADDR")}, "machines", "failed", "NODE_RANK, MASTER_ADDR"),
 ]  # fmt: skip
 

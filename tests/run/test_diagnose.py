@@ -137,6 +137,16 @@ def test_a_failure_of_memory_counts_before_what_followed_from_it() -> None:
     assert found.kind == "cuda_oom"
 
 
+def test_what_a_launcher_refuses_is_named() -> None:
+    said = [
+        "usage: torchrun [-h] [--nnodes NNODES]",
+        "torchrun: error: argument --master-port: invalid int value: 'abc'",
+    ]
+    found = diagnose(Evidence(exit_status=2, lines=said))
+    assert found is not None
+    assert found.cause.endswith("with status 2: torchrun: error: argument --master-port: invalid int value: 'abc'")
+
+
 def test_a_workers_error_counts_before_the_launchers_that_repeat_it() -> None:
     said = [
         "[rank1]: RuntimeError: don't know how to restore data location",

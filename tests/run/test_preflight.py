@@ -20,7 +20,7 @@ import packaging
 import pytest
 
 from planner.cli.app import run
-from planner.run.checks.look import port_taken, volume_of, working_in
+from planner.run.checks.look import port_taken, unresolved, volume_of, working_in
 from planner.run.checks.look_inputs import look_at_data, look_at_model
 from planner.run.checks.look_python import ask_python, interpreter_of
 from planner.run.checks.records import Package, PythonFacts
@@ -412,6 +412,21 @@ def test_a_port_that_was_named_and_is_taken(desk: Desk, monkeypatch: pytest.Monk
         check = named(preflight(job, str(desk.python), answer=answered("two_gpus")))["port"]
     assert check.status == "failed"
     assert "address already in use" in check.sentence
+
+
+@pytest.mark.parametrize("stated", ["abc", "0", "65536", "9" * 5000, "２９５００"])
+def test_a_port_that_is_none(desk: Desk, monkeypatch: pytest.MonkeyPatch, stated: str) -> None:
+    job = load_job(desk.plan(TWO), {})
+    monkeypatch.setenv("MASTER_PORT", stated)
+    check = named(preflight(job, str(desk.python), answer=answered("two_gpus")))["port"]
+    assert (check.status, check.sentence.startswith(f"MASTER_PORT '{stated[:5]}")) == ("failed", True)
+    assert len(check.sentence) < 120
+
+
+def test_an_address_that_leads_nowhere() -> None:
+    assert unresolved("127.0.0.1") is None
+    assert unresolved("no such machine")
+    assert unresolved("a" * 300)
 
 
 def test_what_failed_is_said_and_nothing_starts(

@@ -75,6 +75,7 @@ def look(
         data=data,
         data_problem=data_problem,
         port_taken=None if need.port is None else port_taken(need.port),
+        unresolved=unresolved(need.first_machine) if need.first_machine else None,
     )
 
 
@@ -199,6 +200,15 @@ def port_taken(port: int) -> str | None:
             asking.listen(1)
         except OSError as problem:
             return (problem.strerror or str(problem)).lower()
+    return None
+
+
+def unresolved(address: str) -> str | None:
+    """Why a name or an address leads to no machine, None where it does."""
+    try:
+        socket.getaddrinfo(address, None)
+    except (OSError, UnicodeError) as problem:
+        return str(getattr(problem, "strerror", None) or problem).lower()
     return None
 
 

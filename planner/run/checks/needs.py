@@ -53,6 +53,8 @@ def need_of(job: Job, launch: Launch, environment: Mapping[str, str]) -> Need:
     release = {package: str(row["release"])} if package and "release" in row else {}
     tokens = setup.micro_batch_size * setup.sequences_per_sample * setup.seq_len
     limit = setting(settings, "save_total_limit")
+    several = context.world_size > 1 or setup.parallelism in ZERO
+    port, no_port = _port(launch, environment, context, starts_torchrun=several)
     return Need(
         engine=job.engine,
         setup=setup,
@@ -75,7 +77,9 @@ def need_of(job: Job, launch: Launch, environment: Mapping[str, str]) -> Need:
         unset=tuple(
             each.name for each in launch.environment if each.kind == "required" and not environment.get(each.name)
         ),
-        port=_port(launch, environment, context, starts_torchrun=context.world_size > 1 or setup.parallelism in ZERO),
+        port=port if environment.get("NODE_RANK", "") in ("", "0") else None,
+        no_port=no_port,
+        first_machine=environment.get("MASTER_ADDR", "") if machine.nodes > 1 else "",
         counted_link_bytes_per_s=paths(machine, shipped()).between_gpus
         if len(machine.gpus) > 1 and machine.nodes == 1
         else None,
@@ -93,15 +97,19 @@ def _models(job: Job) -> Iterator[tuple[str, str]]:
             yield role, name
 
 
-def _port(launch: Launch, environment: Mapping[str, str], context: EmitContext, *, starts_torchrun: bool) -> int | None:
-    """The port that rank 0 listens on here; None where the launcher finds a free one, or another machine has it.
+def _port(
+    launch: Launch, environment: Mapping[str, str], context: EmitContext, *, starts_torchrun: bool
+) -> tuple[int | None, str]:
+    """The port that rank 0 listens on, None where the launcher finds a free one; and what was stated and is none.
 
     On one machine torchrun and accelerate look for one, and so does LLaMA-Factory unless MASTER_PORT is set.
     """
     stated = environment.get("MASTER_PORT", "")
-    here = environment.get("NODE_RANK", "") in ("", "0")
     fixed = context.nodes > 1 or (starts_torchrun and launch.chosen.name == "llamafactory-cli")
-    return int(stated) if fixed and here and stated.isdecimal() and 0 < int(stated) < 1 << 16 else None
+    if not fixed or not stated:
+        return None, ""
+    is_port = stated.isascii() and stated.isdecimal() and 0 < int(stated[:6]) < 1 << 16
+    return (int(stated), "") if is_port else (None, stated)
 
 
 def packages_of(setup: TrainingSetup, settings: Mapping[str, Any], stored: str | None) -> Iterator[Package]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from planner.errors import shown
 from planner.run.checks.records import Need, OutputFacts, Surroundings, failed, passed, warned
 from planner.run.records import Check
 
@@ -43,15 +44,23 @@ def _output(need: Need, output: OutputFacts) -> Check:
     return passed("output", f"{shown} is new")
 
 
+def _machines(need: Need, here: Surroundings) -> Check:
+    if here.unresolved is not None:
+        sentence = f"MASTER_ADDR {shown(need.first_machine)} leads nowhere from here ({here.unresolved})"
+        return failed("machines", sentence, "set it to the first machine's address, or a name that is known on each")
+    said = f"only this one was looked at, {need.planned.nodes - 1} more take part"
+    return warned("machines", said, "run --preflight-only on each")
+
+
 def _meeting(need: Need, here: Surroundings) -> Iterator[Check]:
     if need.unset:
         sentence = f"{', '.join(need.unset)} is not set, and a run on {need.planned.nodes} machines needs it"
         yield failed("machines", sentence, "set NODE_RANK (0, 1, ...) and MASTER_ADDR (the first machine's) on each")
     elif need.planned.nodes > 1:
-        others = need.planned.nodes - 1
-        yield warned(
-            "machines", f"only this one was looked at, {others} more take part", "run --preflight-only on each"
-        )
+        yield _machines(need, here)
+    if need.no_port:
+        remedy = "set it to a number from 1 to 65535" + (", the same on every machine" if need.first_machine else "")
+        yield failed("port", f"MASTER_PORT {shown(need.no_port)} is no port", remedy)
     if need.port is None:
         return
     if here.port_taken is not None:

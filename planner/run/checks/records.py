@@ -35,9 +35,9 @@ class Need:
     """What a run is going to ask for on this machine.
 
     ``ranks`` are its processes here; ``devices`` the plan's as CUDA_VISIBLE_DEVICES takes them; ``port`` the one that
-    rank 0 will listen on, None where any will do; ``versions`` what the figures are for; ``limit`` save_total_limit,
-    None for no limit; ``model_names`` pairs of role and name; ``counted_link_bytes_per_s`` what the predicted speed
-    has between the GPUs.
+    rank 0 will listen on, None where any will do, ``no_port`` what was stated and is none; ``first_machine`` its
+    address where there are several; ``versions`` what the figures are for; ``limit`` save_total_limit, None for none;
+    ``model_names`` pairs of role and name; ``counted_link_bytes_per_s`` what the predicted speed has between the GPUs.
     """
 
     engine: str
@@ -60,6 +60,8 @@ class Need:
     engine_package: str | None = None
     unset: tuple[str, ...] = ()
     port: int | None = None
+    no_port: str = ""
+    first_machine: str = ""
     counted_link_bytes_per_s: float | None = None
 
 
@@ -194,7 +196,7 @@ class Surroundings:
     ``machine`` has the GPUs that the run will see, in its order, and ``others`` the rest. ``named_python`` is the one
     that was asked for where the program was found elsewhere. ``visible`` is the caller's
     CUDA_VISIBLE_DEVICES, ``cuda`` the newest CUDA that the driver serves, ``links_off`` variables that forbid NCCL a
-    path, ``port_taken`` why the port is not free.
+    path, ``port_taken`` why the port is not free, ``unresolved`` why the first machine's address leads nowhere.
     """
 
     machine: Machine
@@ -215,6 +217,7 @@ class Surroundings:
     data: tuple[DataFacts, ...] = ()
     data_problem: str | None = None
     port_taken: str | None = None
+    unresolved: str | None = None
 
 
 def passed(name: str, sentence: str) -> Check:
