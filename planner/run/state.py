@@ -132,14 +132,21 @@ def _finite(value: Any) -> Any:
 
 def new_run(plan_folder: Path) -> RunFolder:
     """A new empty folder under the plan's. Raises InputError where it cannot be made."""
-    now = time.time()
-    name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now * 1000) % 1000:03}{secrets.token_hex(1)}"
-    path = plan_folder / RUNS / name
-    try:
-        path.mkdir(parents=True)
-    except OSError as problem:
-        raise InputError(f"{str(path)!r} cannot be made: {(problem.strerror or str(problem)).lower()}") from None
-    return RunFolder(path)
+    while True:
+        path = plan_folder / RUNS / _new_name(time.time())
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if path.is_dir():  # another machine's run of the same millisecond
+                continue
+            raise InputError(f"{str(path)!r} cannot be made: file exists") from None
+        except OSError as problem:
+            raise InputError(f"{str(path)!r} cannot be made: {(problem.strerror or str(problem)).lower()}") from None
+        return RunFolder(path)
+
+
+def _new_name(now: float) -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now * 1000) % 1000:03}{secrets.token_hex(1)}"
 
 
 def load_state(path: Path) -> RunState:

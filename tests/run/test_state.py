@@ -66,6 +66,17 @@ def test_runs_are_found_by_name_folder_and_the_word_last(tmp_path: Path) -> None
         find_run("nothing")
 
 
+def test_runs_of_the_same_millisecond_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.run.state.time.time", lambda: 1_700_000_000.0)
+    assert len({new_run(tmp_path).id for _ in range(50)}) == 50
+    (tmp_path / "file" / "runs").parent.mkdir()
+    (tmp_path / "file" / "runs").touch()
+    with pytest.raises(InputError, match="cannot be made"):
+        new_run(tmp_path / "file")
+
+
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     with only_run(tmp_path, "run x"), pytest.raises(InputError, match="being run already"), only_run(tmp_path, "y"):
         raise AssertionError("two at a time")
