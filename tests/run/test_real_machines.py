@@ -119,7 +119,7 @@ def test_machines_lose_each_other_and_resume_together(tmp_path_factory: pytest.T
         report = json.loads((pair.runs[rank] / "report.json").read_text())
         assert (report["exit_code"], report["steps"]) == (0, reached + 10)
         assert (pair.runs[rank] / "report.html").exists()
-    assert sorted(set(losses(folder))) == list(range(1, reached + 11))
+    assert set(range(1, reached + 11)) <= set(losses(folder))
 
 
 def test_llamafactory_on_two_machines(tmp_path_factory: pytest.TempPathFactory) -> None:
