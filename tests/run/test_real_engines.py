@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,10 @@ class Place:
     def run(self, folder: Path, settings: tuple[str, ...], *extra: str, **more: str) -> RunState:
         going = self.start(folder, settings, *extra, **more)
         out, err = going.communicate(timeout=280)
+        if going.returncode == 4 and aborted_after_its_end(runs_of(folder)[-1]):
+            begin_anew(folder)
+            going = self.start(folder, settings, *extra, **more)
+            out, err = going.communicate(timeout=280)
         log = (runs_of(folder)[-1] / "log").read_text()[-3000:]
         assert going.returncode == 0, out + err + log
         return load_state(runs_of(folder)[-1])
@@ -90,6 +95,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def newest(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """The same with the newest transformers, and TRL."""
     return Place(tmp_path_factory.mktemp("newest"), engine_python("VRAMPLAN_HF_PYTHON"))
+
+
+def aborted_after_its_end(run: Path) -> bool:
+    """A rank that had trained to the end and died as Python let go of gloo's threads (pytorch pull request 179291).
+
+    Seen on the CPU about once in fifteen runs of LLaMA-Factory under ZeRO-3 on a busy machine, with these words and
+    SIGABRT. `plan run` says so and fails, as it should.
+    """
+    state = load_state(run)
+    found, now = state.attempts[-1].diagnosis, state.progress
+    said = (run / "log").read_text()
+    is_abort = found is not None and found.kind == "crashed" and found.facts["signal"] == signal.SIGABRT
+    return is_abort and now.step == now.total_steps and "terminate called without an active exception" in said
+
+
+def begin_anew(folder: Path) -> None:
+    for name in ("output", "runs"):
+        shutil.rmtree(folder / name)
 
 
 def losses(folder: Path) -> list[int]:

@@ -17,7 +17,7 @@ from planner.run.records import RunState
 from planner.run.state import load_state, runs_of
 from tests.engine_python import engine_python
 from tests.run.test_faults import wait_for
-from tests.run.test_real_engines import LLAMAFACTORY, SCRIPT, Place, losses
+from tests.run.test_real_engines import LLAMAFACTORY, SCRIPT, Place, aborted_after_its_end, begin_anew, losses
 
 pytestmark = pytest.mark.engines
 PATIENCE_S = 120.0
@@ -127,7 +127,12 @@ def test_llamafactory_on_two_machines(tmp_path_factory: pytest.TempPathFactory) 
     folder = place.plan("zero2", "--method", "lora", "--parallelism", "zero2", gpus="2x1x24GB")
     pair = Pair(place, folder, LLAMAFACTORY)
     pair.start("max_steps=2")
-    assert pair.codes() == [0, 0]
+    codes = pair.codes()
+    if 4 in codes and any(aborted_after_its_end(pair.runs[rank]) for rank in RANKS):
+        begin_anew(folder)
+        pair.start("max_steps=2")
+        codes = pair.codes()
+    assert codes == [0, 0]
     assert losses(folder) == [1, 2]
     assert len(list(folder.glob("output/checkpoint-2/global_step2/*optim_states.pt"))) == 2
     for rank in RANKS:
