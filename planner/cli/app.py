@@ -145,7 +145,7 @@ def run(arguments: Sequence[str]) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as problem:  # the one place where a bug of ours ends
-        usage = _usage_error(problem)
+        usage = _usage_error(problem, arguments)
         return _report(usage, arguments) if usage is not None else _report_bug(problem, arguments)
 
 
@@ -173,7 +173,7 @@ def _report_bug(problem: Exception, arguments: Sequence[str]) -> int:
     return _report(bug_of_ours(problem), arguments)
 
 
-def _usage_error(problem: Exception) -> InputError | None:
+def _usage_error(problem: Exception, arguments: Sequence[str]) -> InputError | None:
     """Typer's own complaint about flags as one sentence; None for anything else.
 
     Told by what such an exception carries: its class has moved between typer's releases.
@@ -182,7 +182,8 @@ def _usage_error(problem: Exception) -> InputError | None:
     if speak is None or getattr(problem, "exit_code", None) != EXIT_BAD_INPUT:
         return None
     context = getattr(problem, "ctx", None)
-    path = getattr(context, "command_path", "plan")
+    command = next((word for word in arguments[:1] if word in EXAMPLES and word != "plan"), None)
+    path = context.command_path if context else " ".join(["plan", *([command] if command else [])])
     unknown = getattr(problem, "option_name", None)
     if unknown and type(problem).__name__ == "NoSuchOption":
         return InputError(_unknown_option(str(unknown), context), hint=f"`{path} --help` lists the flags")

@@ -103,6 +103,14 @@ def test_wrong_flags_are_one_sentence(words: list[str], expected: str, capsys: p
     assert len(err.splitlines()) <= 2
 
 
+@pytest.mark.parametrize(("words", "page"), [(["run", "x", "--set"], "plan run --help"), (["--gpus"], "plan --help")])
+def test_a_flag_without_its_value_points_to_its_own_page(
+    words: list[str], page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run(words) == 2
+    assert f"hint: `{page}` lists the flags" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["", "estimate", "probe", "gpus", "models", "rungs"])
 def test_help_opens_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run([*command.split(), "--help"]) == 0
