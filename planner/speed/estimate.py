@@ -234,10 +234,18 @@ def _optimizer_s(
         on_node = mine * machine.gpus_per_node
         swapped = SWAPPED_BYTES * on_node / way.drive if setup.offload == "nvme" else 0.0
         return 28.0 * on_node / way.host_memory + 4.0 * mine / way.to_host + swapped
-    each = 16.0 if setup.param_dtype == "bf16" else 32.0
-    each *= 0.6 if "8bit" in setup.optim else 1.0
-    factor = 1.0 if "fused" in setup.optim else rates.foreach_factor
-    return each * factor * mine / (card.bytes_per_s * rates.bandwidth_share)
+    held = 2.0 if setup.param_dtype == "bf16" else 4.0
+    passes = 7 if setup.optimizer_in_backward else 8  # the eighth clips or scales gradients that all wait for the step
+    return passes * held * _optimizer_factor(setup, rates) * mine / (card.bytes_per_s * rates.bandwidth_share)
+
+
+def _optimizer_factor(setup: TrainingSetup, rates: Rates) -> float:
+    """The time of a step over that of a fused one; quantized states cost more than they save (rules/speed.toml)."""
+    if setup.optim.startswith("adamw_torch_") and "bit" in setup.optim:
+        return float(rates.optimizer["torchao"])
+    if "8bit" in setup.optim:
+        return float(rates.optimizer["bitsandbytes_8bit"])
+    return 1.0 if "fused" in setup.optim else rates.foreach_factor
 
 
 def _offload_s(setup: TrainingSetup, spec: ModelSpec, machine: Machine, way: Paths) -> float:

@@ -11,7 +11,18 @@ from typing import Any
 from planner.rulebook.paths import rules_dir
 
 # Tables of facts and stated assumptions, which no fit changes.
-FACTS = ("generation", "attention_generation", "links", "unnamed", "spread", "launch", "matmul", "stream")
+FACTS = (
+    "generation",
+    "attention_generation",
+    "links",
+    "unnamed",
+    "spread",
+    "launch",
+    "matmul",
+    "stream",
+    "optimizer",
+    "torchtune",
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -29,6 +40,8 @@ class Rates:
     launch: Mapping[str, Any]
     matmul: Mapping[str, Any]
     stream: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    torchtune: Mapping[str, Any]
     matmul_share: float
     attention_share: float
     eager_share: float

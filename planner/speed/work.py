@@ -42,7 +42,9 @@ def token_work(setup: TrainingSetup, spec: ModelSpec, rates: Rates) -> TokenWork
     soon as it has every saved tensor, and nobody saves what the last linear gives out.
     """
     fused = setup.liger_kernel or setup.unsloth or setup.torch_compile
-    base = _model_work(spec, setup.seq_len, fused, setup.attention == "eager", rates)
+    torchtune = setup.engine == "torchtune"
+    rope = rates.rope_bytes_fused if fused else rates.torchtune["rope_bytes"] if torchtune else rates.rope_bytes
+    base = _model_work(spec, setup.seq_len, fused, setup.attention == "eager", float(rope), rates)
     regime = resolve_regime(setup, spec)
     trained = trained_parameters(setup, spec)
     adapters = _adapter_bytes(setup, spec, regime, rates) if setup.is_adapter else 0.0
@@ -84,7 +86,7 @@ def trained_parameters(setup: TrainingSetup, spec: ModelSpec) -> int:
 
 
 @lru_cache(maxsize=512)
-def _model_work(spec: ModelSpec, seq_len: int, fused: bool, eager: bool, rates: Rates) -> TokenWork:
+def _model_work(spec: ModelSpec, seq_len: int, fused: bool, eager: bool, rope_bytes: float, rates: Rates) -> TokenWork:
     head = 2.0 * spec.vocab * (spec.embedding_width or spec.hidden)
     counted = count(spec)
     idle = counted.total - counted.active
@@ -95,7 +97,7 @@ def _model_work(spec: ModelSpec, seq_len: int, fused: bool, eager: bool, rates: 
         last_flops=sum(2.0 * run.count * run.block.mlp.width * spec.hidden for run in spec.runs if run.block.mlp),
         weight_share=1.0,
         attention_flops=sum(run.count * _attention_flops(run.block, seq_len, eager) for run in spec.runs),
-        moved_bytes=sum(run.count * _moved(spec, run.block, fused, rates) for run in spec.runs),
+        moved_bytes=sum(run.count * _moved(spec, run.block, fused, rope_bytes, rates) for run in spec.runs),
         logit_bytes=0.0,
         kernels=spec.layers * rates.launch["per_block_fused" if fused else "per_block"],
         linear_elements=counted.blocks,
@@ -117,11 +119,11 @@ def _attention_flops(block: Block, seq_len: int, eager: bool) -> float:
     return 4.0 * seen * attention.heads * attention.head_dim * (1.0 if eager else 0.5)
 
 
-def _moved(spec: ModelSpec, block: Block, fused: bool, rates: Rates) -> float:
+def _moved(spec: ModelSpec, block: Block, fused: bool, rope_bytes: float, rates: Rates) -> float:
     """Bytes that the elementwise kernels of one layer move for one token, forward."""
     one_kernel = fused or block.norm != "rms"  # torch has LayerNorm as one kernel; RMSNorm is written out in models
     norms = block.norms * spec.hidden * (rates.norm_bytes_fused if one_kernel else rates.norm_bytes)
-    rope = _rotated(block.attention) * (rates.rope_bytes_fused if fused else rates.rope_bytes)
+    rope = _rotated(block.attention) * rope_bytes
     return norms + rope + _mlp_bytes(block, fused, rates)
 
 
