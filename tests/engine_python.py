@@ -5,10 +5,11 @@ transformers with TRL; without the variable these tests say so and skip.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 _KEPT = ("HOME", "LANG", "TMPDIR", "TORCH_EXTENSIONS_DIR")
@@ -26,6 +27,17 @@ def engine_python(variable: str = "VRAMPLAN_LF_PYTHON") -> Path:
     if not python.exists():
         pytest.fail(f"{variable} names {python}, which does not exist")
     return python
+
+
+HUNG = "ended after"
+
+
+def _end(pid: int) -> None:
+    """A launcher with all that it started: torchrun's workers are in sessions of their own and would hold the pipes."""
+    launcher = psutil.Process(pid)
+    for each in (*launcher.children(recursive=True), launcher):
+        with suppress(psutil.Error):
+            each.kill()
 
 
 class Engine:
@@ -62,7 +74,7 @@ class Engine:
             try:
                 out, err = process.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                _end(process.pid)
                 out, err = process.communicate()
-                err += f"\nended after {seconds} s"
+                err += f"\n{HUNG} {seconds} s"
         return subprocess.CompletedProcess(words, process.returncode, out, err)

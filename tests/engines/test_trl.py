@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from planner.emit.write import write_folder
 from planner.targets.trl_read import COMMANDS
 from planner.training import TrainingSetup
 from tests.emit.plans import machine, plan_of
+from tests.engine_python import HUNG
 from tests.engines.conftest import ScriptEngine
 
 pytestmark = pytest.mark.engines
@@ -32,7 +35,8 @@ CASES: dict[str, dict] = {
     "rm": {"stage": "rm"},
     "rm-full": {"stage": "rm", "method": "full"},
 }
-ON_CPU = ("use_cpu=true", "max_steps=4", "logging_steps=1", "save_steps=2", "max_length=64", "eval_steps=2")
+STEPS = 4
+ON_CPU = ("use_cpu=true", f"max_steps={STEPS}", "logging_steps=1", "save_steps=2", "max_length=64", "eval_steps=2")
 
 
 def folder_for(path: Path, gpus: int = 1, **changes: object) -> Path:
@@ -42,13 +46,24 @@ def folder_for(path: Path, gpus: int = 1, **changes: object) -> Path:
 
 def train(engine: ScriptEngine, folder: Path, model: Path, *extra: str, ok: bool = True, **environment: str) -> str:
     words = ("bash", str(folder / "launch.sh"), f"model_name_or_path={model}", *ON_CPU, *extra)
-    done = engine.run(*words, cwd=folder.parent, seconds=240, HF_HOME=str(folder / ".cache"), **environment)
+    done = _run(engine, folder, words, environment)
+    if HUNG in done.stderr and STEPS in losses(folder):
+        # Seen once: all was saved, and a rank waited on a lock of gloo's threads as its Python ended.
+        shutil.rmtree(folder / "output")
+        done = _run(engine, folder, words, environment)
     assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stderr
 
 
+def _run(
+    engine: ScriptEngine, folder: Path, words: tuple[str, ...], environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return engine.run(*words, cwd=folder.parent, seconds=120, HF_HOME=str(folder / ".cache"), **environment)
+
+
 def log_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "output" / "trainer_log.jsonl").read_text().splitlines()]
+    log = folder / "output" / "trainer_log.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def losses(folder: Path) -> dict[int, float]:
