@@ -8,8 +8,8 @@ from planner.errors import InputError
 from planner.hardware.machine import Machine
 from planner.memory.result import Estimate
 from planner.model.spec import ModelSpec
-from planner.plan.plan import AUTO_ENGINE, Plan, Request
-from planner.training import TrainingSetup
+from planner.plan.plan import Plan, Request
+from planner.training import AUTO_ENGINE, TrainingSetup
 
 if TYPE_CHECKING:
     from planner.plan.make import Pricing
@@ -86,13 +86,11 @@ def _pricing(machine: Machine, engine: str) -> Pricing:
     from functools import partial
 
     from planner.calibrate.recall import recall
-    from planner.memory.estimate import price
-    from planner.plan.make import Pricing
-    from planner.speed.estimate import predict_speed
+    from planner.plan.make import Pricing, real_pricing
 
     local = recall(machine, engine)
     if local is None:
-        return Pricing(price, predict_speed)
+        return real_pricing()
     from planner.calibrate.models import Models
 
     known = Models(local)

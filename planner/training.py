@@ -124,6 +124,7 @@ class TrainingSetup:
         return {name: _plain(getattr(self, name)) for name in FIELD_NAMES}
 
 
+AUTO_ENGINE = "auto"  # a request may leave the engine open, a setup never does
 Reader = Callable[[str, Any], Any]
 _WHOLE = re.compile(r"[+-]?\d+")
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # no file, no name and no screen takes these
@@ -241,7 +242,7 @@ def _ds_config(name: str, value: Any) -> dict[str, Any] | str:
 
 def _engine(name: str, value: Any) -> str:
     text = _text(name, value)
-    if text == "auto":
+    if text == AUTO_ENGINE:
         raise InputError("engine auto compares engines, which only a plan does: name one here, such as llamafactory")
     return text
 

@@ -182,8 +182,8 @@ def _usage_error(problem: Exception, arguments: Sequence[str]) -> InputError | N
     if speak is None or getattr(problem, "exit_code", None) != EXIT_BAD_INPUT:
         return None
     context = getattr(problem, "ctx", None)
-    command = next((word for word in arguments[:1] if word in EXAMPLES and word != "plan"), None)
-    path = context.command_path if context else " ".join(["plan", *([command] if command else [])])
+    named = [word for word in arguments[:1] if word in EXAMPLES and word != "plan"]
+    path = context.command_path if context else " ".join(["plan", *named])
     unknown = getattr(problem, "option_name", None)
     if unknown and type(problem).__name__ == "NoSuchOption":
         return InputError(_unknown_option(str(unknown), context), hint=f"`{path} --help` lists the flags")

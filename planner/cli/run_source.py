@@ -133,8 +133,8 @@ def _planned(values: dict[str, Any]) -> Source:
     """Plan as `plan` does and write the folder. Raises NothingFitsError, InputError."""
     from planner.cli.commands.plan import plan_from, written_folder
     from planner.cli.io import say
-    from planner.plan.plan import AUTO_ENGINE
     from planner.rulebook.engines import engine_name
+    from planner.training import AUTO_ENGINE
 
     if values["engine"] == AUTO_ENGINE:  # what is installed decides, as without the flag
         values = values | {"engine": None}

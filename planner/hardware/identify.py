@@ -18,7 +18,7 @@ HIGHEST_SHARE = 1.03
 # (github.com/cranky-cyborg/Jetson-Flash-Manager issue 1), 14.1 of 16 GB. Sizes under one name double.
 LEAST_OF_SHARED = 0.75
 
-_MIG = re.compile(r"\s+MIG\s+\d+g\.\d+gb.*$", re.IGNORECASE)
+_MIG = re.compile(r"\s+MIG\s+(?P<profile>\d+g\.\d+gb).*$", re.IGNORECASE)
 
 
 def identify(name: str, total_bytes: int | None) -> GpuKind | None:
@@ -56,6 +56,12 @@ def _nearest_size(found: Sequence[Row], host_bytes: int | None) -> GpuKind | Non
 def without_slice(name: str) -> str:
     """A MIG slice's name without its profile: the card it is cut from."""
     return _MIG.sub("", name)
+
+
+def profile_of(name: str) -> str | None:
+    """``3g.40gb``: the profile of a MIG slice's name."""
+    found = _MIG.search(name)
+    return found["profile"].lower() if found else None
 
 
 def _share(row: Row, total_bytes: int) -> float:

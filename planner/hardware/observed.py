@@ -81,9 +81,12 @@ def _gpu(device: Device, host: Answer) -> Gpu | None:
 
 def _slice(device: Device) -> GpuKind | None:
     """By the card that the driver's name starts with, and the profile that it ends with."""
-    card = device.card
-    whole = identify(without_slice(card.get("name") or ""), card.get("total_bytes"))
-    return slice_named(device.raw.get("name") or "", whole)
+    return slice_named(device.raw.get("name") or "", _whole(device.card))
+
+
+def _whole(card: Answer) -> GpuKind | None:
+    """The card by its own name or by a slice's."""
+    return identify(without_slice(card.get("name") or ""), card.get("total_bytes"))
 
 
 def _kind(card: Answer, host: Answer) -> GpuKind | None:
@@ -98,7 +101,7 @@ def _capability(device: Device, kind: GpuKind | None) -> tuple[int, int] | None:
     if told is not None:
         return int(told[0]), int(told[1])
     if kind is None:
-        kind = identify(without_slice(device.card.get("name") or ""), device.card.get("total_bytes"))
+        kind = _whole(device.card)
     return kind.compute_capability if kind else None
 
 

@@ -255,8 +255,9 @@ def _assumptions(groups: Sequence[_Group], gpus: Sequence[Gpu]) -> tuple[str, ..
 
 def _reading(name: str) -> str | None:
     from planner.hardware.catalogue import reading
+    from planner.hardware.slices import MARK
 
-    return reading(name.partition(":")[0])
+    return reading(name.partition(MARK)[0])
 
 
 def _assumed(gpu: Gpu) -> list[str]:

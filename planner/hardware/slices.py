@@ -6,18 +6,17 @@ eighth of the memory (NVIDIA MIG user guide, partitioning). Slices have no peer-
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from planner.errors import InputError, nearest
 from planner.hardware.catalogue import find_gpu, knows, name_for_flags, slices
+from planner.hardware.identify import profile_of
 from planner.hardware.machine import GpuKind
 from planner.units import GIB
 
 MARK = ":"
-_PROFILE = re.compile(r"\s+MIG\s+(?P<profile>\d+g\.\d+gb)\S*\s*$", re.IGNORECASE)
 
 
 def names_slice(text: str) -> bool:
@@ -49,8 +48,7 @@ def find_slice(text: str, *, place: str = "--gpus") -> GpuKind:
 
 def slice_named(name: str, whole: GpuKind | None) -> GpuKind | None:
     """The slice that a driver calls ``NVIDIA A100-SXM4-80GB MIG 3g.40gb``; None for one that is not known."""
-    found = _PROFILE.search(name)
-    row = _profiles(whole.id).get(found["profile"].lower()) if found and whole is not None else None
+    row = _profiles(whole.id).get(profile_of(name) or "") if whole is not None else None
     return _cut(whole, row) if row is not None and whole is not None else None
 
 

@@ -29,21 +29,19 @@ SAME_RATE = 1e-6  # of a rate: below this two engines are equally fast
 class Tried:
     """One engine's search, told only where it is the best."""
 
-    engine: str
     request: Request
     searches: tuple[Found, Found]
     pricing: Pricing
 
     @property
+    def engine(self) -> str:
+        """The engine that was searched."""
+        return self.request.engine
+
+    @property
     def best(self) -> Found:
         """On the cards that are best for it."""
         return self.searches[1]
-
-    @property
-    def need_bytes(self) -> int:
-        """Required bytes of the choice; 0 where there is none."""
-        chosen = self.best.outcome.chosen
-        return (self.best.desk.need(chosen) or 0) if chosen else 0
 
 
 def plan_among(request: Request, spec: ModelSpec, machine: Machine, pricing_of: Callable[[str], Pricing]) -> Plan:
@@ -75,19 +73,19 @@ def _try_all(
             continue
         asked, pricing = replace(request, engine=engine), pricing_of(engine)
         try:
-            tried.append(Tried(engine, asked, searched(asked, spec, machine, pricing), pricing))
+            tried.append(Tried(asked, searched(asked, spec, machine, pricing), pricing))
         except InputError as problem:
             problems[engine] = problem
     return tried, problems
 
 
 def _is_better(other: Tried, best: Tried) -> bool:
-    first, second = other.best.rank(), best.best.rank()
-    if first != second:
-        return first > second
-    if other.request.objective == "memory" or other.best.outcome.chosen is None:
-        return 0 < other.need_bytes < best.need_bytes
-    return other.best.rate > best.best.rate * (1 + SAME_RATE)
+    found, standing = other.best, best.best
+    if found.rank() != standing.rank():
+        return found.rank() > standing.rank()
+    if other.request.objective == "memory" or found.outcome.chosen is None:
+        return 0 < found.need_bytes < standing.need_bytes
+    return found.rate > standing.rate * (1 + SAME_RATE)
 
 
 def _reports(
@@ -105,7 +103,7 @@ def _reports(
             engine=engine,
             verdict=outcome.verdict,
             method_class=outcome.round.method_class if outcome.round else None,
-            required_bytes=one.need_bytes or None,
+            required_bytes=one.best.need_bytes or None,
             tokens_per_s=one.best.rate or None,
             valid=space.valid if space else 0,
         )
@@ -125,26 +123,11 @@ def _summed(spaces: list[Census]) -> Census:
 
 
 def _why(best: Tried, tried: list[Tried], problems: Mapping[str, InputError]) -> str:
-    """``engine LLaMA-Factory: LoRA at about 9,000 tokens/s; TRL: the same; the embedded engine: QLoRA ...``."""
-    said = [f"{engine_name(best.engine)}, {_told(best)}"]
-    said += [f"{engine_name(each.engine)}: {_compared(each, best)}" for each in tried if each is not best]
+    """``engine LLaMA-Factory, LoRA in 19 GiB at about 9,000 tokens/s; TRL: the same; ...``."""
+    words = {each.engine: each.best.told(f" in {show_gib(each.best.need_bytes)}") for each in tried}
+    chosen = words.pop(best.engine)
+    said = [f"{engine_name(best.engine)}, {chosen}"]
+    said += [f"{engine_name(engine)}: {'the same' if text == chosen else text}" for engine, text in words.items()]
     said += [problem.sentence for problem in problems.values()]
-    alike = any(_compared(each, best) == SAME for each in tried if each is not best)
-    return f"engine {'; '.join(said)}" + (f"; of equals the first: {MERITS[best.engine]}" if alike else "")
-
-
-SAME = "the same"
-
-
-def _compared(other: Tried, best: Tried) -> str:
-    words = _told(other)
-    return SAME if words == _told(best) else words
-
-
-def _told(tried: Tried) -> str:
-    outcome, found = tried.best.outcome, tried.best
-    if outcome.chosen is None or outcome.round is None:
-        return "nothing fits"
-    sure = "" if outcome.verdict == "fits" else " may fit"
-    rate = f" at about {found.rate:,.0f} tokens/s" if found.rate else ""
-    return f"{outcome.round.label}{sure} in {show_gib(tried.need_bytes)}{rate}"
+    alike = f"; of equals the first: it {MERITS[best.engine]}" if chosen in words.values() else ""
+    return f"engine {'; '.join(said)}{alike}"

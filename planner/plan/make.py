@@ -40,7 +40,8 @@ def make_plan(
     raised: ``chosen`` is None, and ``nearest_miss`` and ``remedies`` say more. Raises InputError for rungs that do
     not exist, contradictions, and a request that the rules forbid whatever the class.
     """
-    pricing = Pricing(price or _real_price(), speed or _real_speed(), estimate)
+    real = real_pricing()
+    pricing = Pricing(price or real.price, speed or real.speed, estimate)
     return told(request, searched(request, spec, machine, pricing), pricing)
 
 
@@ -70,16 +71,12 @@ def told(request: Request, searches: tuple[Found, Found], pricing: Pricing) -> P
     return replace(plan, request=request, reasons=reasons, space=census(desk, outcome))
 
 
-def _real_price() -> PriceFunction:
+def real_pricing() -> Pricing:
+    """The models themselves, loaded when they are asked for."""
     from planner.memory.estimate import price
-
-    return price
-
-
-def _real_speed() -> SpeedFunction:
     from planner.speed.estimate import predict_speed
 
-    return predict_speed
+    return Pricing(price, predict_speed)
 
 
 def _explainer(

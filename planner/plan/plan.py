@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from planner.data.lengths import Lengths
 
 MOST_RANKS = 16
-AUTO_ENGINE = "auto"
 Objective = Literal["quality", "speed", "memory"]
 Profile = Literal["conservative", "recommended", "aggressive"]
 MethodClass = Literal["full", "lora", "qlora", "other"]

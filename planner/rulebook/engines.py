@@ -6,9 +6,9 @@ from planner.rulebook.load import engine_rows
 
 # Engines that `plan run` starts by itself, in the order of preference, with what speaks for each.
 MERITS = {
-    "llamafactory": "it has the most stages, methods and launchers for quick fine-tuning",
-    "trl": "it has this stage",
-    "embedded": "it needs torch, transformers and accelerate only, and lies in the folder itself",
+    "llamafactory": "has the most stages, methods and launchers for quick fine-tuning",
+    "trl": "has this stage",
+    "embedded": "needs torch, transformers and accelerate only, and lies in the folder itself",
 }
 
 

@@ -140,11 +140,16 @@ class Laws:
     machine: Machine
     _by_engine: dict[str, _Index] = field(default_factory=dict)
 
-    def broken(self, setup: TrainingSetup) -> Iterator[tuple[Rule, Facts]]:
-        """The rules that the setup meets, in the order of the index."""
+    def refusal(self, setup: TrainingSetup, tolerated: frozenset[str] = frozenset()) -> str | None:
+        """The rule that keeps a setup from being recommended, a forbidding one before an unproven one; None if none
+        does. ``tolerated`` are unproven rules that the request itself meets.
+        """
         facts = Facts(setup, self.spec, self.machine)
         index = self._by_engine.get(setup.engine) or self._settled(setup)
-        return ((rule, facts) for rule in index.candidates(facts) if rule.met(facts))
+        met = [rule for rule in index.candidates(facts) if rule.effect in ("forbid", "unproven") and rule.met(facts)]
+        refusing = (rule for rule in sorted(met, key=_is_milder) if rule.effect == "forbid" or rule.id not in tolerated)
+        rule = next(refusing, None)
+        return None if rule is None else f"{fill(rule.reason, facts)} (rule {rule.id})"
 
     def _settled(self, setup: TrainingSetup) -> _Index:
         facts = Facts(setup, self.spec, self.machine)
@@ -185,24 +190,13 @@ def violations(
 ) -> tuple[Violation, ...]:
     """Every rule that the setup meets, packages aside; forbidding ones first."""
     facts = Facts(setup, spec, machine)
-    found = [_violation(rule, facts) for rule in _met(facts) if rule.effect != "requires"]
-    return tuple(sorted(found, key=lambda violation: violation.effect != "forbid"))
+    found = (rule for rule in _met(facts) if rule.effect != "requires")
+    return tuple(Violation(rule.id, fill(rule.reason, facts), rule.effect) for rule in sorted(found, key=_is_milder))
 
 
-def _violation(rule: Rule, facts: Facts) -> Violation:
-    return Violation(rule.id, fill(rule.reason, facts), rule.effect)
-
-
-def refusal_of(laws: Laws, setup: TrainingSetup, tolerated: frozenset[str]) -> str | None:
-    """The rule that keeps a setup from being recommended, a forbidding one before an unproven one; None if none does.
-
-    ``tolerated`` are unproven rules that the request itself meets.
-    """
-    found = [each for each in laws.broken(setup) if each[0].effect in ("forbid", "unproven")]
-    for rule, facts in sorted(found, key=lambda pair: pair[0].effect != "forbid"):
-        if rule.effect == "forbid" or rule.id not in tolerated:
-            return f"{fill(rule.reason, facts)} (rule {rule.id})"
-    return None
+def _is_milder(rule: Rule) -> bool:
+    """Orders rules: those that forbid first."""
+    return rule.effect != "forbid"
 
 
 def config_violations(

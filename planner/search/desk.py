@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from planner.hardware.machine import Machine
 from planner.memory.result import Price
 from planner.model.spec import ModelSpec
 from planner.plan.plan import Speed
-from planner.search.constraints import Laws, refusal_of
+from planner.search.constraints import Laws
 from planner.training import FIELD_NAMES, TrainingSetup
 from planner.units import show_gib
 
@@ -48,7 +49,10 @@ class Desk:
     _looked_at: list[TrainingSetup] = field(default_factory=list)
     _speeds: dict[Any, Speed | None] = field(default_factory=dict)
     _refusals: dict[Any, str | None] = field(default_factory=dict)
-    _laws: Laws | None = None
+
+    @cached_property
+    def _laws(self) -> Laws:
+        return Laws(self.spec, self.machine)
 
     @property
     def capacity_bytes(self) -> int:
@@ -90,7 +94,7 @@ class Desk:
         """The rule that keeps the setup from being recommended, or None."""
         key = _key(setup)
         if key not in self._refusals:
-            self._refusals[key] = self._refused(setup)
+            self._refusals[key] = self._laws.refusal(setup, self.tolerated)
         return self._refusals[key]
 
     def host_refusal(self, setup: TrainingSetup) -> str | None:
@@ -124,11 +128,6 @@ class Desk:
             except PlannerError as problem:
                 self._prices[key] = problem.sentence
         return self._prices[key]
-
-    def _refused(self, setup: TrainingSetup) -> str | None:
-        if self._laws is None:
-            self._laws = Laws(self.spec, self.machine)
-        return refusal_of(self._laws, setup, self.tolerated)
 
 
 def host_refusal(price: Price, machine: Machine) -> str | None:

@@ -33,6 +33,21 @@ class Found:
         speed = self.desk.speed(self.outcome.chosen) if self.outcome.chosen else None
         return speed.tokens_per_s if speed else 0.0
 
+    @property
+    def need_bytes(self) -> int:
+        """Required bytes of the choice; 0 where nothing is chosen."""
+        chosen = self.outcome.chosen
+        return (self.desk.need(chosen) or 0) if chosen else 0
+
+    def told(self, amount: str = "") -> str:
+        """``LoRA may fit at about 9,000 tokens/s``, with ``amount`` behind the class."""
+        outcome = self.outcome
+        if outcome.chosen is None or outcome.round is None:
+            return "nothing fits"
+        sure = "" if outcome.verdict == "fits" else " may fit"
+        rate = f" at about {self.rate:,.0f} tokens/s" if self.rate else ""
+        return f"{outcome.round.label}{sure}{amount}{rate}"
+
     def rank(self) -> tuple[int, int, int, int]:
         """What counts before speed: the verdict, no unasked offload, and for quality the class and LoRA's rank."""
         outcome = self.outcome
@@ -112,16 +127,7 @@ def _card(gpu: Gpu) -> str:
 
 
 def _compared(whole: Found, best: Found) -> str:
-    return f"with every card {_told(whole)}, without {_told(best)}"
-
-
-def _told(found: Found) -> str:
-    outcome = found.outcome
-    if outcome.chosen is None or outcome.round is None:
-        return "nothing fits"
-    sure = "" if outcome.verdict == "fits" else " may fit"
-    rate = f" at about {found.rate:,.0f} tokens/s" if found.rate else ""
-    return f"{outcome.round.label}{sure}{rate}"
+    return f"with every card {whole.told()}, without {best.told()}"
 
 
 def _numbering(machine: Machine) -> str:

@@ -26,7 +26,7 @@ PACKAGES = (
     "llamafactory", "trl", "torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "liger-kernel",
 )  # fmt: skip
 BASIC = ("torch", "transformers", "accelerate")
-# What each engine is made of, in the order of preference.
+# What each engine is made of.
 NEEDS: dict[str, tuple[str, ...]] = {
     "llamafactory": ("llamafactory",),
     "trl": ("trl",),
@@ -82,7 +82,7 @@ def choose_engine(installed: Mapping[str, str], setup: TrainingSetup, stage: str
 
     Raises UnsupportedError: one sentence with what each engine lacks, where none can run it.
     """
-    lacks = {engine: _lack(engine, installed, setup, stage) for engine in NEEDS}
+    lacks = {engine: _lack(engine, installed, setup, stage) for engine in MERITS}
     able = [engine for engine, lack in lacks.items() if lack is None]
     if not able:
         said = "; ".join(f"{engine_name(engine)} {lack}" for engine, lack in lacks.items())
@@ -127,7 +127,7 @@ def _because(value: str, lacks: Mapping[str, str | None], stage: str) -> str:
     """The merit of the choice, and what the engines before it lack."""
     passed = [f"{engine_name(engine)} {lack}" for engine, lack in lacks.items() if lack is not None]
     before = passed[: list(lacks).index(value)]
-    merit = MERITS[value] if value == "embedded" else MERITS[value].replace("it has", "it is installed and has", 1)
+    merit = f"it is installed and {MERITS[value]}" if value in PACKAGES else f"it {MERITS[value]}"
     return merit + (f" ({'; '.join(before)})" if before else "")
 
 

@@ -17,8 +17,9 @@ from planner.errors import InputError
 from planner.hardware.parse import parse_machine
 from planner.model.catalogue import resolve
 from planner.plan.among import ENGINES
-from planner.plan.plan import AUTO_ENGINE, Plan, Request
+from planner.plan.plan import Plan, Request
 from planner.rulebook.load import engine_rows
+from planner.training import AUTO_ENGINE
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = {"full": 0, "lora": 1, "qlora": 2}

@@ -87,8 +87,8 @@ def request_from(values: dict[str, Any]) -> Request:
     from planner.cli.io import open_setup_values
     from planner.data.mixing import mixing
     from planner.data.source import joined
-    from planner.plan.plan import AUTO_ENGINE, Request
-    from planner.training import setup_from_mapping
+    from planner.plan.plan import Request
+    from planner.training import AUTO_ENGINE, setup_from_mapping
 
     if not values["model"]:
         raise InputError(
