@@ -179,9 +179,8 @@ def verdicts(judged: list[Judged]) -> str:
 REQUIRED = """
 ## Required memory
 
-`required_bytes` above the measured allocated peak, as shares of that peak; medians. A named card's capacity is the
-driver's total, of which CUDA offers 0.3 to 0.9 GiB less: that is counted in `required_bytes`, and not where a machine
-is probed, whose capacity is its free memory. The last column leaves it out.
+`required_bytes` above the measured allocated peak, as shares of that peak; medians. The rest is the margin of trust,
+what fragments take, and the error of the prediction itself.
 
 """
 
@@ -203,9 +202,7 @@ def required(judged: list[Judged]) -> str:
         "hold peak and context",
         "above",
         "context, NCCL",
-        "withheld",
         "the rest",
-        "above, as probed",
     ]
     return REQUIRED + table(heads, lines)
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from comparisons import Judged, peaks
 
-from planner.memory.overhead import withheld_bytes
-
 
 @dataclass(frozen=True, kw_only=True)
 class Excess:
@@ -22,11 +20,10 @@ class Excess:
     covered: bool  # required_bytes hold the measured peak and the context
     total: float
     context: float
-    withheld: float
 
     @property
     def rest(self) -> float:
-        return self.total - self.context - self.withheld
+        return self.total - self.context
 
 
 def excesses(judged: list[Judged]) -> list[Excess]:
@@ -44,14 +41,11 @@ def excesses(judged: list[Judged]) -> list[Excess]:
                 covered=one.estimate.required_bytes >= size + context,
                 total=one.estimate.required_bytes / size - 1,
                 context=context / size,
-                withheld=withheld_bytes(one.machine) / size,
             )
         )
     return found
 
 
 def medians(ones: list[Excess]) -> dict[str, float]:
-    """Medians of the distance, of its parts, and of the distance without what the driver withholds."""
-    parts = {name: statistics.median(getattr(one, name) for one in ones) for name in ("total", "context", "withheld")}
-    parts["rest"] = statistics.median(one.rest for one in ones)
-    return parts | {"offered": statistics.median(one.total - one.withheld for one in ones)}
+    """Medians of the distance and of its parts."""
+    return {name: statistics.median(getattr(one, name) for one in ones) for name in ("total", "context", "rest")}

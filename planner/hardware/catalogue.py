@@ -85,6 +85,30 @@ def name_for_flags(identifier: str) -> str:
     return short_name(_by_id()[identifier])
 
 
+def offered_bytes(found: GpuKind) -> int:
+    """What CUDA offers a program of a card: the total that cudaMemGetInfo and torch tell.
+
+    nvidia-smi shows more from driver 510 on, which counts what the driver keeps for itself. Where no log shows CUDA's
+    total, the driver's counts less the most that it keeps of a card of this size or smaller; a size that no driver
+    reported is left as it is.
+    """
+    if found.cuda_bytes is not None:
+        return found.cuda_bytes
+    if found.vendor != "nvidia" or found.unified or not found.memory_reported:
+        return found.memory_bytes
+    return found.memory_bytes - _withheld_bytes(found.nominal_bytes or found.memory_bytes)
+
+
+@cache
+def _withheld_bytes(nominal_bytes: int) -> int:
+    """The most that the driver keeps of a card of this size or smaller of which both totals are known."""
+    both = [row["memory"] for row in rows() if "cuda_mib" in row["memory"]]
+    kept: list[tuple[int, int]] = [
+        (memory["gib"] * GIB, (memory["driver_mib"] - memory["cuda_mib"]) * MIB) for memory in both
+    ]
+    return max((part for size, part in kept if size <= nominal_bytes), default=min(part for _, part in kept))
+
+
 @cache
 def rows() -> tuple[Row, ...]:
     """Every ``[[gpu]]`` of rules/gpus.toml."""

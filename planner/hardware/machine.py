@@ -54,9 +54,10 @@ class GpuKind:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One device. ``capacity_bytes`` is what a job may use: free memory when probed, else the
-    driver's total where known, else the nominal size less ``reserve_bytes``. ``index`` is the driver's
-    number, which CUDA_VISIBLE_DEVICES takes under CUDA_DEVICE_ORDER=PCI_BUS_ID (a MIG slice goes by ``uuid``).
+    """One device. ``capacity_bytes`` is what a job may use: free memory when probed, else the total that the
+    CUDA driver offers a program where known, else the nominal size; ``reserve_bytes`` is what is left out of the
+    driver's total or the nominal size. ``index`` is the driver's number, which CUDA_VISIBLE_DEVICES takes under
+    CUDA_DEVICE_ORDER=PCI_BUS_ID (a MIG slice goes by ``uuid``).
     """
 
     index: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from planner.hardware.catalogue import PCIE_LANE_BYTES_PER_S
+from planner.hardware.catalogue import PCIE_LANE_BYTES_PER_S, offered_bytes
 from planner.hardware.identify import identify, identify_shared, name_of_chip, without_slice
 from planner.hardware.machine import Gpu, GpuKind, Holder, Links, Machine
 from planner.hardware.slices import slice_named
@@ -21,8 +21,8 @@ QUIET_BYTES = 256 * MIB
 def machine_from_answer(answer: Answer) -> Machine:
     """The machine that a program started here would see.
 
-    Capacity is free memory, else the driver's total, else the catalogue's. A refused reading stays None and
-    is named in ``warnings``; a card whose memory nobody knows is left out, with a warning.
+    Capacity is free memory, else the driver's total as far as CUDA offers it, else the catalogue's. A refused reading
+    stays None and is named in ``warnings``; a card whose memory nobody knows is left out, with a warning.
     """
     host, environment = answer["host"], answer.get("environment", {})
     nvml = _with_own_chip(answer["nvml"], host)
@@ -61,7 +61,8 @@ def _gpu(device: Device, host: Answer) -> Gpu | None:
     kind = _slice(device) if device.is_slice else _kind(card, host)
     if kind is not None and kind.unified and total is None:
         total, free = _ram(host)
-    capacity = next((size for size in (free, total, kind.memory_bytes if kind else None) if size is not None), None)
+    offered = offered_bytes(kind) if kind else None
+    capacity = free if free is not None else min((size for size in (total, offered) if size is not None), default=None)
     if capacity is None:
         return None
     return Gpu(

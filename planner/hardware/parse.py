@@ -27,10 +27,13 @@ MOST_NODES = 16_384
 LONGEST_TEXT = 500
 
 # A job never sees a card's whole nominal memory: the driver keeps a part. `cuda_mib` in rules/gpus.toml shows how much:
-# cards from 10 to 32 GB without inline ECC leave at least 97 % (RTX 3060: 11931 of 12288 MiB), 80 and 96 GB cards lack
-# up to 1 GiB (H20: 97285 of 98304 MiB), larger ones up to 1 % (B200: 182631 of 184320 MiB).
+# up to 16 GB 3.5 % (RTX 5060 Ti: 15816 of 16384 MiB, RTX 4060: 7936 of 8192), cards from 20 to 32 GB without inline ECC
+# leave at least 97 %, 80 and 96 GB cards lack up to 1055 MiB (RTX PRO 6000: 97249 of 98304 MiB), larger ones up to 1 %
+# (B200: 182631 of 184320 MiB).
+RESERVE_SHARE_OF_SMALL = 0.035
+RESERVE_CAP_OF_SMALL_BYTES = 576 * MIB
 RESERVE_SHARE = 0.03
-RESERVE_CAP_BYTES = 1 * GIB
+RESERVE_CAP_BYTES = 1060 * MIB
 RESERVE_SHARE_OF_LARGE = 0.01
 
 _COUNT = re.compile(r"^\s*([+-]?\d+)\s*[x×*]\s*", re.IGNORECASE | re.ASCII)
@@ -46,9 +49,13 @@ class _Group:
 
 
 def reserve_bytes(nominal_bytes: int) -> int:
-    """What is held back from a card of which only the size is known: 3 % up to 1 GiB, at least 1 %."""
+    """What is held back from a card of which only the size is known.
+
+    3.5 % up to 576 MiB, then 3 % up to 1060 MiB, then 1 %.
+    """
+    small = min(int(nominal_bytes * RESERVE_SHARE_OF_SMALL), RESERVE_CAP_OF_SMALL_BYTES)
     share = min(int(nominal_bytes * RESERVE_SHARE), RESERVE_CAP_BYTES)
-    return max(share, int(nominal_bytes * RESERVE_SHARE_OF_LARGE))
+    return max(small, share, int(nominal_bytes * RESERVE_SHARE_OF_LARGE))
 
 
 @lru_cache(maxsize=4096)
@@ -218,12 +225,12 @@ def _anonymous(size: str, index: int) -> Gpu:
 
 
 def _named(name: str, index: int) -> Gpu:
-    from planner.hardware.catalogue import find_gpu
+    from planner.hardware.catalogue import find_gpu, offered_bytes
     from planner.hardware.slices import find_slice, names_slice
 
     is_slice = names_slice(name)
     found = find_slice(name) if is_slice else find_gpu(name)
-    reserve = 0 if found.memory_reported else reserve_bytes(found.memory_bytes)
+    reserve = found.memory_bytes - offered_bytes(found) if found.memory_reported else reserve_bytes(found.memory_bytes)
     reserve += found.system_bytes or 0
     return Gpu(
         index=index,
@@ -277,6 +284,11 @@ def _assumed_of_kind(gpu: Gpu, kind: GpuKind) -> list[str]:
         said.append(
             f"{gpu.name}: no source for the driver's total; nominal {show_gib(kind.memory_bytes)} "
             f"less {show_gib(gpu.reserve_bytes)} for the driver"
+        )
+    elif kind.cuda_bytes is None and gpu.reserve_bytes and not kind.unified:
+        said.append(
+            f"{gpu.name}: no source for what CUDA offers of the driver's {show_gib(kind.memory_bytes)}; "
+            f"{show_gib(gpu.reserve_bytes, digits=2)} less, as of cards of its size or smaller"
         )
     return said + _shared_with_the_system(gpu, kind)
 

@@ -187,7 +187,7 @@ def _memory_problems(place: str, row: Mapping[str, Any]) -> list[str]:
     least = LEAST_OF_SHARED if row.get("unified") else 0.9
     if not least <= reported / (nominal * 1024) <= 1.03:
         return [f"{place}: memory.driver_mib: {reported} is not near {nominal} GiB"]
-    if not 0.97 <= memory.get("cuda_mib", reported) / reported <= 1:
+    if not 0.965 <= memory.get("cuda_mib", reported) / reported <= 1:
         return [f"{place}: memory.cuda_mib: {memory['cuda_mib']} is not a little under the driver's {reported}"]
     return []
 

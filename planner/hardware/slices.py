@@ -80,7 +80,7 @@ def _cut(whole: GpuKind, row: dict[str, Any]) -> GpuKind:
         memory_bytes=size,
         memory_reported=True,
         nominal_bytes=size,
-        cuda_bytes=None,
+        cuda_bytes=size,  # profiles are cut from what CUDA offers: 7g.80gb is 79.00 of 79.15 GiB
         dense_tflops={dtype: rate * part for dtype, rate in whole.dense_tflops.items()},
         bandwidth_bytes_per_s=None if speed is None else speed * eighths,
         nvlink_bytes_per_s=None,

@@ -46,7 +46,6 @@ class Overheads:
     rows: int  # published runs of that class
     models: int
     fragmented_bytes: int  # what fragments may hold at the peak of activations
-    withheld_bytes: int
 
     def interval(self) -> dict[str, tuple[int, int]]:
         """Low and high bounds by meter, as the contract names them."""
@@ -190,20 +189,6 @@ def _fragmentation_kind(setup: TrainingSetup) -> str:
     return "adapter" if setup.is_adapter else "full"
 
 
-@lru_cache(maxsize=256)
-def withheld_bytes(machine: Machine) -> int:
-    """What the driver counts in a card's total and lets no process have, where the capacity is that total.
-
-    Probed cards are planned from free memory and anonymous sizes with a reserve, so nothing is taken twice.
-    """
-    gpu = machine.smallest if machine.gpus else None
-    if gpu is None or gpu.kind is None or gpu.kind.vendor != "nvidia" or gpu.free_bytes is not None:
-        return 0
-    if gpu.kind.cuda_bytes is not None:
-        return max(0, gpu.kind.memory_bytes - gpu.kind.cuda_bytes)
-    return int(rules()["context"]["withheld_mib"]) * MIB
-
-
 def overheads(
     setup: TrainingSetup,
     spec: ModelSpec,
@@ -256,7 +241,6 @@ def overheads(
     low, high = int(allocated_bytes * (1 - below)), int(allocated_bytes * (1 + above))
     active = allocated_bytes if active_bytes is None else active_bytes
     lost = int(fragmented_share(_fragmentation_kind(setup), coverage, expandable) * max(active - static_bytes, 0))
-    withheld = withheld_bytes(machine)
     kept = reserved - allocated_bytes
     spread = cache["spread_packed" if setup.packing else "spread_varied"]
     reserved_interval = (low + int(kept * (1 - cache["spread_low"])), high + int(kept * (1 + spread)))
@@ -265,7 +249,7 @@ def overheads(
         nccl_bytes=nccl,
         reserved_bytes=reserved,
         device_bytes=reserved + context + nccl,
-        required_bytes=max(high, int(active * (1 + above)) + lost) + context + nccl + withheld,
+        required_bytes=max(high, int(active * (1 + above)) + lost) + context + nccl,
         allocated_interval=(low, high),
         reserved_interval=reserved_interval,
         device_interval=(
@@ -277,5 +261,4 @@ def overheads(
         rows=int(rules()["allocated"][trust]["rows"]),
         models=int(rules()["allocated"][trust]["models"]),
         fragmented_bytes=lost,
-        withheld_bytes=withheld,
     )

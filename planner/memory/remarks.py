@@ -78,10 +78,10 @@ def width_of(over: Overheads, coverage: float) -> str:
     """Why ``required_bytes`` lies where it does: the class of the residuals, how many there are, and what is added."""
     tested = f"{over.rows} published runs of {over.models} models" if over.rows else "no published run, a floor alone"
     lost = show_gib(over.fragmented_bytes, digits=2)
-    outside = show_gib(over.context_bytes + over.nccl_bytes + over.withheld_bytes, digits=2)
+    outside = show_gib(over.context_bytes + over.nccl_bytes, digits=2)
     return (
         f"required at {coverage:.0%} holds {over.margin:.1%} above allocated memory ({CLASSES[over.trust]}: {tested}), "
-        f"{lost} lost to fragments beside activations, and {outside} of context, NCCL and driver"
+        f"{lost} lost to fragments beside activations, and {outside} of context and NCCL"
     )
 
 

@@ -37,10 +37,11 @@ def test_nothing_is_probed_and_the_rest_is_unknown():
     assert machine.driver is None
 
 
-def test_named_cards_have_the_total_of_their_driver():
+def test_named_cards_have_the_total_that_cuda_offers_a_program():
     gpu = parse_machine("1xRTX4090").gpus[0]
-    assert gpu.capacity_bytes == gpu.total_bytes == 24564 * MIB
-    assert gpu.reserve_bytes == 0
+    assert gpu.total_bytes == 24564 * MIB
+    assert gpu.capacity_bytes == 24207 * MIB  # 23.64 GiB, as in torch's messages
+    assert gpu.reserve_bytes == gpu.total_bytes - gpu.capacity_bytes
     assert gpu.compute_capability == (8, 9)
     assert gpu.has_bf16 is True
     assert parse_machine("T4").gpus[0].has_bf16 is False
@@ -51,6 +52,15 @@ def test_a_named_card_without_a_known_total_keeps_a_reserve_and_says_so():
     assert machine.gpus[0].capacity_bytes == 256 * GIB - reserve_bytes(256 * GIB)
     assert any("no source for the driver's total" in sentence for sentence in machine.assumptions)
     assert machine.gpus[0].has_bf16 is True
+
+
+def test_a_named_card_of_which_cuda_told_nobody_leaves_out_what_others_do_and_says_so():
+    machine = parse_machine("1xA100-PCIe-80GB")
+    gpu, known = machine.gpus[0], parse_machine("1xA100-SXM4-80GB").gpus[0]
+    assert gpu.total_bytes - gpu.capacity_bytes == known.total_bytes - known.capacity_bytes == 870 * MIB
+    assert any("the driver's 80.0 GiB; 0.85 GiB less" in sentence for sentence in machine.assumptions)
+    smaller = parse_machine("1xRTX3070-Laptop").gpus[0]
+    assert smaller.total_bytes - smaller.capacity_bytes == 252 * MIB  # the RTX 4060's
 
 
 def test_nodes_are_counted_apart():

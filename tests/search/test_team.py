@@ -59,7 +59,7 @@ def test_a_small_card_that_would_decide_is_left_out() -> None:
     assert len(answer.machine.gpus) == 2
     assert answer.request.gpus == "2xRTX3090,1xRTX4060"
     (why,) = left_out(answer)
-    assert "gpu 2 (NVIDIA GeForce RTX 4060, 8.0 GiB) is left out" in why
+    assert "gpu 2 (NVIDIA GeForce RTX 4060, 7.8 GiB) is left out" in why
     script = plan_files(answer)["launch.sh"]
     assert 'CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0,1}"' in script
     assert "NPROC_PER_NODE=2" in script
