@@ -225,13 +225,12 @@ def _anonymous(size: str, index: int) -> Gpu:
 
 
 def _named(name: str, index: int) -> Gpu:
-    from planner.hardware.catalogue import find_gpu, offered_bytes
+    from planner.hardware.catalogue import find_gpu
     from planner.hardware.slices import find_slice, names_slice
 
     is_slice = names_slice(name)
     found = find_slice(name) if is_slice else find_gpu(name)
-    reserve = found.memory_bytes - offered_bytes(found) if found.memory_reported else reserve_bytes(found.memory_bytes)
-    reserve += found.system_bytes or 0
+    reserve = held_back_bytes(found)
     return Gpu(
         index=index,
         name=found.name,
@@ -243,6 +242,15 @@ def _named(name: str, index: int) -> Gpu:
         compute_capability=found.compute_capability,
         mig=is_slice,
     )
+
+
+def held_back_bytes(kind: GpuKind) -> int:
+    """What a plan for a named card leaves out of its ``memory_bytes``: what CUDA does not offer or a system holds."""
+    from planner.hardware.catalogue import offered_bytes
+
+    nominal = not kind.memory_reported
+    driver = reserve_bytes(kind.memory_bytes) if nominal else kind.memory_bytes - offered_bytes(kind)
+    return driver + (kind.system_bytes or 0)
 
 
 def parse_ram_bytes(ram: str) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from planner.cli.app import run
 from planner.hardware.observed import machine_from_answer
+from planner.hardware.parse import parse_machine
 from planner.hardware.store import machine_from_json, machine_to_json
 
 ANSWERS = Path(__file__).parent / "answers"
@@ -82,6 +83,12 @@ def test_gpus_json_is_one_document(capsys):
     entries = json.loads(capsys.readouterr().out)["gpus"]
     assert [entry["gpus_flag"] for entry in entries] == ["A100-40GB", "A100-80GB", "A100-PCIe-40GB", "A100-PCIe-80GB"]
     assert entries[1]["memory_bytes"] == 81920 << 20
+
+
+def test_gpus_shows_the_capacity_that_a_plan_counts_on(capsys):
+    assert run(["gpus", "--json"]) == 0
+    for entry in json.loads(capsys.readouterr().out)["gpus"]:
+        assert parse_machine(f"1x{entry['gpus_flag']}").gpus[0].capacity_bytes == entry["capacity_bytes"]
 
 
 def test_gpus_of_a_saved_machine(saved, capsys):

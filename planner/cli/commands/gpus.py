@@ -23,8 +23,9 @@ def gpus_command(
 ) -> None:
     """The cards that --gpus knows by name, with what their drivers report: `plan gpus 3080`.
 
-    Memory is what the driver reports where a public log shows it, else the size as sold (marked ~).
-    TFLOP/s is dense bfloat16, or half precision on cards without it; NVLink counts both directions.
+    GiB is what the driver reports where a public log shows it, else the size as sold (marked ~); usable is what
+    plans count on: what CUDA offers a program, or the size less a reserve. TFLOP/s is dense bfloat16, or half
+    precision on cards without it; NVLink counts both directions.
     """
     from planner.hardware.catalogue import search_gpus
 
@@ -68,7 +69,7 @@ def gpu_table(kinds: Sequence[GpuKind]) -> Table:
 
     table = plain_table(f"{len(kinds)} GPU{'s' if len(kinds) != 1 else ''}")
     table.add_column("--gpus", no_wrap=True)
-    for heading in ("memory GiB", "capability", "TFLOP/s", "GB/s", "NVLink GB/s"):
+    for heading in ("GiB", "usable", "capability", "TFLOP/s", "GB/s", "NVLink GB/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for kind in kinds:
         table.add_row(name_for_flags(kind.id), *_figures(kind))
@@ -76,11 +77,13 @@ def gpu_table(kinds: Sequence[GpuKind]) -> Table:
 
 
 def _figures(kind: GpuKind) -> list[str]:
+    from planner.hardware.parse import held_back_bytes
     from planner.units import gib
 
     half = kind.dense_tflops.get("bf16", kind.dense_tflops.get("fp16"))
     return [
         f"{'' if kind.memory_reported else '~'}{gib(kind.memory_bytes):.2f}",
+        f"{gib(kind.memory_bytes - held_back_bytes(kind)):.2f}",
         ".".join(str(part) for part in kind.compute_capability) if kind.compute_capability else "-",
         "-" if half is None else f"{half:g}",
         _giga(kind.bandwidth_bytes_per_s),
@@ -112,8 +115,10 @@ def _entry(kind: GpuKind) -> dict[str, Any]:
     from dataclasses import asdict
 
     from planner.hardware.catalogue import name_for_flags
+    from planner.hardware.parse import held_back_bytes
 
-    return {"gpus_flag": name_for_flags(kind.id), **asdict(kind)}
+    usable = kind.memory_bytes - held_back_bytes(kind)
+    return {"gpus_flag": name_for_flags(kind.id), "capacity_bytes": usable, **asdict(kind)}
 
 
 def _nothing(words: str, machine: str | None) -> Exception:
