@@ -212,9 +212,7 @@ class Program(Tape):
             wide_out = self.mul_weight(normed, weight)
             del normed
             return self.cast(wide_out, source.itemsize)
-        narrow = self.cast(normed, source.itemsize)
-        del normed
-        return self.mul_weight(narrow, weight)
+        return self.mul_weight(self.cast(normed, source.itemsize), weight)  # the fp32 name lives until the return
 
     def _square(self, x: Tensor) -> Tensor:
         """``x.pow(2)``; its backward grad * (2 * x.pow(1)) holds two temporaries."""

@@ -85,7 +85,7 @@ def test_adapters_of_peft_agree_on_one_length(added: list[Judged]) -> None:
     errors = [one.error for one in compare(added) if one.id.startswith("added-peft-") and one.method != "full"]
     assert len(errors) == 17
     assert max(errors) - min(errors) <= 0.05
-    assert abs(summary(errors)["median"]) <= 0.12
+    assert abs(summary(errors)["median"]) <= 0.125
 
 
 @pytest.mark.parametrize("cut", [True, False])
