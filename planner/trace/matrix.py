@@ -38,6 +38,7 @@ def detailed_opinion(setup: Mapping[str, Any], config: Mapping[str, Any]) -> dic
     traced = answer.traced
     return {
         "allocated_bytes": traced.allocated_bytes,
+        "reserved_bytes": answer.reserved.reserved_peak_bytes,
         "peak_phase": traced.peak_phase,
         "phases": {phase: parts.total for phase, parts in traced.phases.items()},
         "parameters": traced.parameters,
