@@ -46,14 +46,14 @@ class Measure:
 
 
 MEASURES = (
-    Measure(stack="hf", several=False, median=0.003, worst=0.02),
-    Measure(stack="hf-liger", several=False, median=0.05),
-    Measure(stack="hf-gptq", several=False, median=0.05),
-    Measure(stack="hf-fused-kernels", several=False, median=0.05),
-    Measure(stack="litgpt", several=False, median=0.05),
-    Measure(stack="torchtune", several=False, median=0.05),
-    Measure(stack="thunder", several=False, median=0.05),
-    Measure(stack=None, several=True, median=0.05),
+    Measure(stack="hf", several=False, median=0.002, worst=0.005),
+    Measure(stack="hf-liger", several=False, median=0.03, worst=0.03),
+    Measure(stack="hf-gptq", several=False, median=0.03, worst=0.03),
+    Measure(stack="hf-fused-kernels", several=False, median=0.03, worst=0.03),
+    Measure(stack="litgpt", several=False, median=0.03, worst=0.03),
+    Measure(stack="torchtune", several=False, median=0.03),
+    Measure(stack="thunder", several=False, median=0.03, worst=0.03),
+    Measure(stack=None, several=True, median=0.03, worst=0.03),
 )
 
 
