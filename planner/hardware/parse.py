@@ -230,27 +230,27 @@ def _named(name: str, index: int) -> Gpu:
 
     is_slice = names_slice(name)
     found = find_slice(name) if is_slice else find_gpu(name)
-    reserve = held_back_bytes(found)
+    capacity = planned_bytes(found)
     return Gpu(
         index=index,
         name=found.name,
         kind=found,
-        capacity_bytes=found.memory_bytes - reserve,
+        capacity_bytes=capacity,
         total_bytes=found.memory_bytes if found.memory_reported else None,
         nominal_bytes=found.nominal_bytes,
-        reserve_bytes=reserve,
+        reserve_bytes=found.memory_bytes - capacity,
         compute_capability=found.compute_capability,
         mig=is_slice,
     )
 
 
-def held_back_bytes(kind: GpuKind) -> int:
-    """What a plan for a named card leaves out of its ``memory_bytes``: what CUDA does not offer or a system holds."""
+def planned_bytes(kind: GpuKind) -> int:
+    """What a plan counts on of a named card: what CUDA offers or the size less a reserve, without a system's share."""
     from planner.hardware.catalogue import offered_bytes
 
-    nominal = not kind.memory_reported
-    driver = reserve_bytes(kind.memory_bytes) if nominal else kind.memory_bytes - offered_bytes(kind)
-    return driver + (kind.system_bytes or 0)
+    size = kind.memory_bytes
+    offered = offered_bytes(kind) if kind.memory_reported else size - reserve_bytes(size)
+    return offered - (kind.system_bytes or 0)
 
 
 def parse_ram_bytes(ram: str) -> int:

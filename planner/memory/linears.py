@@ -122,9 +122,9 @@ class LinearModule:
         del dropped
         delta = p.scale(p.matmul(low, b, width))
         del low
-        summed = p.add(result, delta)
-        del delta, result  # the sum takes the result's name before it is cast
-        return p.cast(summed, kept)
+        result = p.add(result, delta)
+        del delta
+        return p.cast(result, kept)
 
     def _low_width(self, width: int) -> int:
         """Elements per token between A and B: the rank for every row."""

@@ -77,13 +77,13 @@ def gpu_table(kinds: Sequence[GpuKind]) -> Table:
 
 
 def _figures(kind: GpuKind) -> list[str]:
-    from planner.hardware.parse import held_back_bytes
+    from planner.hardware.parse import planned_bytes
     from planner.units import gib
 
     half = kind.dense_tflops.get("bf16", kind.dense_tflops.get("fp16"))
     return [
         f"{'' if kind.memory_reported else '~'}{gib(kind.memory_bytes):.2f}",
-        f"{gib(kind.memory_bytes - held_back_bytes(kind)):.2f}",
+        f"{gib(planned_bytes(kind)):.2f}",
         ".".join(str(part) for part in kind.compute_capability) if kind.compute_capability else "-",
         "-" if half is None else f"{half:g}",
         _giga(kind.bandwidth_bytes_per_s),
@@ -115,10 +115,9 @@ def _entry(kind: GpuKind) -> dict[str, Any]:
     from dataclasses import asdict
 
     from planner.hardware.catalogue import name_for_flags
-    from planner.hardware.parse import held_back_bytes
+    from planner.hardware.parse import planned_bytes
 
-    usable = kind.memory_bytes - held_back_bytes(kind)
-    return {"gpus_flag": name_for_flags(kind.id), "capacity_bytes": usable, **asdict(kind)}
+    return {"gpus_flag": name_for_flags(kind.id), "capacity_bytes": planned_bytes(kind), **asdict(kind)}
 
 
 def _nothing(words: str, machine: str | None) -> Exception:
